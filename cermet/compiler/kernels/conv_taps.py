@@ -1,0 +1,235 @@
+"""The tap convolution: one kernel for the forward pass, the gradient of the input, and the depthwise forms of both.
+
+A tile of pixels × output channels stays in registers over all taps and input channels. Per (tap, channel): one broadcast load a pixel
+from the address that the table gives (see conv_table), the vectors of packed weights, one fused multiply-add a pair. All sizes
+are run-time values: a new batch, image or channel count compiles nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cermet.compiler.kernels.conv_table import PixelTable, start
+from cermet.compiler.kernels.irtools import I64, PTR, Index, KernelEmit, Value, acc_type, new_module
+from cermet.dtypes import DType
+
+__all__ = ["Tile", "TapKernel"]
+
+UNROLL = 4
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A register tile: ``pixels`` × ``vectors`` of ``lanes`` output channels."""
+
+    pixels: int
+    vectors: int
+    lanes: int
+
+    @property
+    def channels(self) -> int:
+        return self.vectors * self.lanes
+
+
+@dataclass(frozen=True)
+class TapKernel:
+    """What is compiled in.
+
+    Attributes:
+        compute: dtype of the source, the weights and the sums (float32 or float64).
+        result: dtype of the destination in memory.
+        rank: spatial dimensions.
+        tile: the register tile.
+        depthwise: every output channel reads the input channel of its own number, and nothing else.
+    """
+
+    compute: DType
+    result: DType
+    rank: int
+    tile: Tile
+    depthwise: bool = False
+
+    ENTRY = "conv_taps"
+
+    @property
+    def key(self) -> str:
+        t = self.tile
+        kind = "dw" if self.depthwise else "dense"
+        return f"conv_taps:{kind}:{self.compute.name}:{self.result.name}:{self.rank}d:{t.pixels}x{t.vectors}x{t.lanes}"
+
+    def params(self) -> list[str]:
+        """The named parameters, in order; the phases of the axes follow them."""
+        own = ["src", "weights", "zeros", "dst"]
+        own += ["chunks", "phase_count", "parts", "part_blocks", "blocks", "tiles", "run", "outs", "taps", "src_g", "dst_g", "w_block"]
+        return own + PixelTable.params(self.rank)
+
+    def scratch(self, tiles: int, taps: int) -> int:
+        """Bytes of scratch for chunks of so many tiles."""
+        entry = PixelTable.scratch_words(self.rank, self.tile.pixels, tiles) + tiles + tiles * taps * self._words() + 16
+        return 8 * entry + self.tile.pixels * self.tile.channels * self.compute.itemsize
+
+    def _words(self) -> int:
+        return -(-(self.tile.pixels + 1) // 4) * 4
+
+    def build(self, target: Any) -> Any:
+        """The LLVM module."""
+        module = new_module("conv_taps", target)
+        _Body(KernelEmit(module, self.ENTRY, self.params(), target), self).write()
+        return module
+
+
+class _Body:
+    """Writes the kernel."""
+
+    def __init__(self, k: KernelEmit, spec: TapKernel) -> None:
+        self.k, self.spec, self.tile = k, spec, spec.tile
+        self.element = acc_type(spec.compute)
+        self.table = PixelTable(k, spec.rank, spec.tile.pixels)
+        own = spec.params()[4 : len(spec.params()) - len(PixelTable.params(spec.rank))]
+        self.s = {name: k.slot(name) for name in own}
+        self.weights = k.slot("weights", PTR)
+        # Scratch: coordinates, counts, the tile's spill area, then the entries.
+        self.capacity = k.add(k.mul(self.s["tiles"], self.tile.pixels), 8)
+        self.counts = k.at(k.scratch, k.mul(self.capacity, spec.rank + 2), I64)
+        spill_words = self.tile.pixels * self.tile.channels * spec.compute.itemsize // 8
+        self.spill = k.at(self.counts, self.s["tiles"], I64)
+        self.table_at = k.at(self.spill, spill_words, I64)
+        self.stride = k.mul(self.s["taps"], self.table.words)  # words of a tile's entries
+
+    def write(self) -> None:
+        k, s = self.k, self.s
+        with k.loop(k.begin, k.end) as block:
+            rest, chunk = k.divmod(block, s["chunks"])
+            rest, phase_index = k.divmod(rest, s["phase_count"])
+            group, part = k.divmod(rest, s["parts"])
+            phase = self.table.phase(phase_index)
+            first = k.mul(chunk, k.mul(s["tiles"], self.tile.pixels))
+            pixels = k.min(k.sub(self.table.pixel_count(phase), first), k.mul(s["tiles"], self.tile.pixels))
+            with k.when(k.cmp("sgt", pixels, 0)):
+                tiles = k.ceil_div(pixels, self.tile.pixels)
+                self._tables(phase, first, pixels, tiles, group)
+                low = k.mul(part, s["part_blocks"])
+                high = k.min(k.add(low, s["part_blocks"]), s["blocks"])
+                with k.loop(low, high) as block_n, k.loop(0, tiles) as tile:
+                    self._tile(tile, block_n, group, pixels)
+        k.done()
+
+    def _tables(self, phase: list[dict[str, Value]], first: Value, pixels: Value, tiles: Value, group: Value) -> None:
+        k = self.k
+        # Beyond the last tile a few pixels more, so that whole vectors of coordinates are defined.
+        total = k.add(k.mul(tiles, self.tile.pixels), self.table.lanes - self.tile.pixels)
+        moves = (k.mul(group, self.s["src_g"]), k.mul(group, self.s["dst_g"]))
+        self.table.coordinates(k.scratch, self.capacity, phase, first, pixels, total, moves)
+        with k.loop(0, tiles) as tile:
+            entries = k.at(self.table_at, k.mul(tile, self.stride), I64)
+            at = k.mul(tile, self.tile.pixels)
+            count = self.table.entries(k.scratch, self.capacity, phase, at, entries, range(self.spec.rank), start())
+            k.store_raw(count, k.at(self.counts, tile, I64), 8)
+
+    def _tile(self, tile: Value, block_n: Value, group: Value, pixels: Value) -> None:
+        """One tile: all taps, then the stores."""
+        k, s, t = self.k, self.s, self.tile
+        number = k.add(k.mul(group, s["blocks"]), block_n)
+        weights = k.x.line(PTR, f"getelementptr i8, ptr {self.weights.get_reference()}, i64 {k.mul(number, s['w_block']).get_reference()}")
+        # The last block of channels overlaps the one before it rather than being a partial one.
+        channel = k.min(k.mul(block_n, t.channels), k.x.smax(k.sub(s["outs"], t.channels), k.index(0)))
+        entries = k.at(self.table_at, k.mul(tile, self.stride), I64)
+        count = k.load_raw(I64, k.at(self.counts, tile, I64), 8)
+        zeros = [k.zero(self.spec.compute, t.lanes)] * (t.pixels * t.vectors)
+
+        def entry(e: Value, acc: list[Value]) -> list[Value]:
+            row = k.at(entries, k.mul(e, self.table.words), I64)
+            pointers = [k.load_raw(PTR, k.at(row, i, I64), 8) for i in range(t.pixels)]
+            offset = k.load_raw(I64, k.at(row, t.pixels, I64), 8)
+            w = k.x.line(PTR, f"getelementptr i8, ptr {weights.get_reference()}, i64 {offset.get_reference()}")
+            return self._depthwise(pointers, w, channel, acc) if self.spec.depthwise else self._dense(pointers, w, acc)
+
+        acc = k.fold(0, count, 1, zeros, entry)
+        self._store(tile, channel, pixels, acc)
+
+    def _dense(self, pointers: list[Value], w: Value, acc: list[Value]) -> list[Value]:
+        """All channels of one tap."""
+        k = self.k
+        whole = k.x.and_(self.s["run"], k.index(-UNROLL))
+
+        def steps(n: int) -> Any:
+            def body(i: Value, acc: list[Value]) -> list[Value]:
+                for u in range(n):
+                    acc = self._rank_one(pointers, w, k.add(i, u), acc)
+                return acc
+
+            return body
+
+        acc = k.fold(0, whole, UNROLL, acc, steps(UNROLL))
+        return k.fold(whole, self.s["run"], 1, acc, steps(1))
+
+    def _rank_one(self, pointers: list[Value], w: Value, i: Value, acc: list[Value]) -> list[Value]:
+        k, t = self.k, self.tile
+        row = k.at(w, k.mul(i, t.channels), self.element)
+        ws = [k.load(k.at(row, v * t.lanes, self.element), self.spec.compute, t.lanes) for v in range(t.vectors)]
+        out = []
+        for p, pointer in enumerate(pointers):
+            value = k.broadcast(k.load(k.at(pointer, i, self.element), self.spec.compute), t.lanes)
+            out += [k.mul_add(value, ws[v], acc[p * t.vectors + v]) for v in range(t.vectors)]
+        return out
+
+    def _depthwise(self, pointers: list[Value], w: Value, channel: Value, acc: list[Value]) -> list[Value]:
+        k, t = self.k, self.tile
+        ws = [k.load(k.at(w, v * t.lanes, self.element), self.spec.compute, t.lanes) for v in range(t.vectors)]
+        out = []
+        for p, pointer in enumerate(pointers):
+            at = k.at(pointer, channel, self.element)
+            for v in range(t.vectors):
+                value = k.load(k.at(at, v * t.lanes, self.element), self.spec.compute, t.lanes)
+                out.append(k.mul_add(value, ws[v], acc[p * t.vectors + v]))
+        return out
+
+    # -- results ---------------------------------------------------------------------------------------------------
+
+    def _store(self, tile: Value, channel: Value, pixels: Value, acc: list[Value]) -> None:
+        k, s, t = self.k, self.s, self.tile
+        at = k.mul(tile, t.pixels)
+        addresses = k.at(self.table.array(k.scratch, 1, self.capacity), at, I64)
+        valid = k.min(k.sub(pixels, at), t.pixels)
+        wide = k.cmp("sge", s["outs"], t.channels)
+        whole = k.x.and_(wide, k.cmp("eq", valid, t.pixels))
+
+        def row(i: Index) -> Value:
+            base = k.load_raw(PTR, k.at(addresses, i, I64), 8)
+            return k.x.line(PTR, f"getelementptr {self._result()}, ptr {base.get_reference()}, i64 {channel.get_reference()}")
+
+        def direct() -> None:
+            for p in range(t.pixels):
+                to = row(p)
+                for v in range(t.vectors):
+                    k.store(acc[p * t.vectors + v], k.at(to, v * t.lanes, self._result()), self.spec.result)
+
+        def spilled() -> None:
+            for i, value in enumerate(acc):
+                k.store_raw(value, k.at(self.spill, i * t.lanes, self.element), self.spec.compute.itemsize)
+            with k.loop(0, valid) as p:
+                from_ = k.at(self.spill, k.mul(p, t.channels), self.element)
+                self._copy_row(from_, row(p), wide)
+
+        k.choose(whole, direct, spilled)
+
+    def _copy_row(self, from_: Value, to: Value, wide: Value) -> None:
+        """One pixel's channels from the spill area: a whole block of them, or one by one where there are fewer."""
+        k, t, spec = self.k, self.tile, self.spec
+
+        def vectors() -> None:
+            for v in range(t.vectors):
+                value = k.load(k.at(from_, v * t.lanes, self.element), spec.compute, t.lanes)
+                k.store(value, k.at(to, v * t.lanes, self._result()), spec.result)
+
+        def scalars() -> None:
+            with k.loop(0, self.s["outs"]) as c:
+                k.store(k.load(k.at(from_, c, self.element), spec.compute), k.at(to, c, self._result()), spec.result)
+
+        k.choose(wide, vectors, scalars)
+
+    def _result(self) -> Any:
+        from cermet.compiler.llvm.builder import memory_type
+
+        return memory_type(self.spec.result)

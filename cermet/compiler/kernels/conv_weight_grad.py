@@ -1,0 +1,335 @@
+"""The gradient of a convolution's weights: for each tap a contraction over all output pixels.
+
+The pixels are cut into spans, each summed into its own partial result; a second kernel adds these in order. Within a span a chunk of pixels at a time: its
+rows of dy are packed into scratch in blocks of output channels, then for each tap a tile of (input channels × output channels)
+stays in registers over the chunk's pixels. The input is read in place, through addresses as in the forward convolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cermet.compiler.kernels.conv_table import PixelTable
+from cermet.compiler.kernels.irtools import I64, PTR, Index, KernelEmit, Value, acc_type, new_module
+from cermet.compiler.llvm.builder import memory_type
+from cermet.dtypes import DType
+
+__all__ = ["PIXELS", "SumWeights", "WeightGradKernel"]
+
+PIXELS = 8
+"""Pixels of one entry of the address list."""
+WORDS = 12
+
+
+@dataclass(frozen=True)
+class WeightGradKernel:
+    """What is compiled in.
+
+    Attributes:
+        compute: dtype of the input and of the sums.
+        gradient: dtype of dy in memory.
+        rank: spatial dimensions; a parallel block runs over some taps of the first one and all of the others.
+        rows, vectors, lanes: the register tile: input channels × vectors of output channels.
+        depthwise: channel for channel; ``rows`` is then 1.
+    """
+
+    compute: DType
+    gradient: DType
+    rank: int
+    rows: int
+    vectors: int
+    lanes: int
+    depthwise: bool = False
+    ENTRY = "conv_weight_grad"
+
+    @property
+    def channels(self) -> int:
+        return self.vectors * self.lanes
+
+    @property
+    def key(self) -> str:
+        kind = "dw" if self.depthwise else "dense"
+        tile = f"{self.rows}x{self.vectors}x{self.lanes}"
+        return f"conv_weight_grad:{kind}:{self.compute.name}:{self.gradient.name}:{self.rank}d:{tile}"
+
+    def params(self) -> list[str]:
+        """Named parameters; the phases of the axes follow."""
+        own = ["src", "dst", "zeros", "partial"]
+        own += ["tap_parts", "tap_span", "parts", "part_blocks", "blocks", "spans", "span", "tiles", "run", "row_tiles", "outs"]
+        own += ["src_g", "dst_g", "span_bytes", "group_bytes"]
+        return own + PixelTable.params(self.rank)
+
+    def scratch(self, tiles: int, part_blocks: int) -> int:
+        """Bytes of scratch for chunks of ``tiles * PIXELS`` pixels."""
+        words = PixelTable.scratch_words(self.rank, PIXELS, tiles) + tiles * WORDS + 16
+        return 8 * words + part_blocks * tiles * PIXELS * self.channels * self.compute.itemsize + 64
+
+    def build(self, target: Any) -> Any:
+        """The LLVM module."""
+        module = new_module("conv_weight_grad", target)
+        _Body(KernelEmit(module, self.ENTRY, self.params(), target), self).write()
+        return module
+
+
+class _Body:
+    """Writes the kernel."""
+
+    def __init__(self, k: KernelEmit, spec: WeightGradKernel) -> None:
+        self.k, self.spec = k, spec
+        self.element = acc_type(spec.compute)
+        self.table = PixelTable(k, spec.rank, PIXELS)
+        own = spec.params()[4 : len(spec.params()) - len(PixelTable.params(spec.rank))]
+        self.s = {name: k.slot(name) for name in own}
+        self.partial = k.slot("partial", PTR)
+        self.chunk = k.mul(self.s["tiles"], PIXELS)
+        self.capacity = k.add(self.chunk, 8)
+        self.list = k.at(k.scratch, k.mul(self.capacity, spec.rank + 2), I64)
+        self.packed = self._aligned(k.at(self.list, k.mul(self.s["tiles"], WORDS), I64))
+        # Bytes of a tile of sums, and of all tiles of one tap.
+        self.tile_bytes = spec.rows * spec.channels * spec.compute.itemsize
+        self.tap_bytes = k.mul(k.mul(self.s["blocks"], self.s["row_tiles"]), self.tile_bytes)
+        # One phase only, as in every forward convolution.
+        self.phase = self.table.phase(0)
+
+    def _aligned(self, ptr: Value) -> Value:
+        k = self.k
+        raw = k.x.line(I64, f"ptrtoint ptr {ptr.get_reference()} to i64")
+        up = k.x.and_(k.add(raw, 63), k.index(-64))
+        return k.x.line(PTR, f"inttoptr i64 {up.get_reference()} to ptr")
+
+    def _bytes_on(self, ptr: Value, offset: Index) -> Value:
+        return self.k.x.line(PTR, f"getelementptr i8, ptr {ptr.get_reference()}, i64 {self.k.index(offset).get_reference()}")
+
+    def write(self) -> None:
+        k, s = self.k, self.s
+        with k.loop(k.begin, k.end) as block:
+            rest, tap_part = k.divmod(block, s["tap_parts"])
+            rest, part = k.divmod(rest, s["parts"])
+            group, span = k.divmod(rest, s["spans"])
+            low = k.mul(part, s["part_blocks"])
+            high = k.min(k.add(low, s["part_blocks"]), s["blocks"])
+            first = k.mul(span, s["span"])
+            last = k.min(k.add(first, s["span"]), self.table.pixel_count(self.phase))
+            sums = self._bytes_on(self.partial, k.add(k.mul(span, s["span_bytes"]), k.mul(group, s["group_bytes"])))
+            with k.loop(first, last, self.chunk) as at:
+                pixels = k.min(k.sub(last, at), self.chunk)
+                tiles = k.ceil_div(pixels, PIXELS)
+                moves = (k.mul(group, s["src_g"]), k.mul(group, s["dst_g"]))
+                self.table.coordinates(k.scratch, self.capacity, self.phase, at, pixels, k.mul(tiles, PIXELS), moves)
+                self._pack(pixels, tiles, low, high)
+                fresh = k.cmp("eq", at, first)
+                tap_low = k.mul(tap_part, s["tap_span"])
+                tap_high = k.min(k.add(tap_low, s["tap_span"]), self.phase[0]["count"])
+                with k.loop(tap_low, tap_high) as tap:
+                    offset = k.add(self.phase[0]["first"], k.mul(tap, self.table.slots["ostep0"]))
+                    self._taps(1, [offset], tap, lambda number, offsets: self._tap(number, offsets, tiles, low, high, sums, fresh))
+        k.done()
+
+    def _channel(self, block: Value) -> Value:
+        """First output channel of a block: the last block overlaps the one before it."""
+        k = self.k
+        return k.min(k.mul(block, self.spec.channels), k.x.smax(k.sub(self.s["outs"], self.spec.channels), k.index(0)))
+
+    # -- packing dy ------------------------------------------------------------------------------------------------
+
+    def _pack(self, pixels: Value, tiles: Value, low: Value, high: Value) -> None:
+        """dy of the chunk as ``[block][pixel][channel]``, zero beyond the last pixel and the last channel."""
+        k, spec = self.k, self.spec
+        addresses = self.table.array(k.scratch, 1, self.capacity)
+        wide = k.cmp("sge", self.s["outs"], spec.channels)
+        mask = k.lane_mask(spec.channels, self.s["outs"])
+        with k.loop(0, k.mul(tiles, PIXELS)) as p:
+            exists = k.cmp("slt", p, pixels)
+            from_ = k.load_raw(PTR, k.at(addresses, p, I64), 8)
+            with k.loop(low, high) as block:
+                source = k.at(from_, self._channel(block), memory_type(spec.gradient))
+                row = k.add(k.mul(k.sub(block, low), self.chunk), p)
+                to = k.at(self.packed, k.mul(row, spec.channels), self.element)
+
+                def vectors(source: Value = source, to: Value = to) -> None:
+                    for v in range(spec.vectors):
+                        value = k.load(k.at(source, v * spec.lanes, memory_type(spec.gradient)), spec.gradient, spec.lanes)
+                        k.store(value, k.at(to, v * spec.lanes, self.element), spec.compute)
+
+                def masked(source: Value = source, to: Value = to) -> None:
+                    exists_mask = k.x.and_(mask, k.x.splat(exists, spec.channels))
+                    value = k.load_masked(source, spec.gradient, spec.channels, exists_mask)
+                    k.store(value, to, spec.compute)
+
+                k.choose(k.x.and_(exists, wide), vectors, masked)
+
+    # -- taps ------------------------------------------------------------------------------------------------------
+
+    def _taps(self, d: int, offsets: list[Value], number: Value, leaf: Any) -> None:
+        """Loops over the taps of dimensions ``d ..``; ``leaf`` gets the tap's number and its source position in each dimension."""
+        k = self.k
+        if d == self.spec.rank:
+            leaf(number, offsets)
+            return
+        count = self.phase[d]["count"]
+        with k.loop(0, count) as i:
+            offset = k.add(self.phase[d]["first"], k.mul(i, self.table.slots[f"ostep{d}"]))
+            self._taps(d + 1, [*offsets, offset], k.add(k.mul(number, count), i), leaf)
+
+    def _tap(self, number: Value, offsets: list[Value], tiles: Value, low: Value, high: Value, sums: Value, fresh: Value) -> None:
+        """All sums of one tap over a chunk."""
+        k, s = self.k, self.s
+        count = self._list(offsets, tiles)
+        of_tap = self._bytes_on(sums, k.mul(number, self.tap_bytes))
+        with k.loop(low, high) as block:
+            packed = k.at(self.packed, k.mul(k.mul(k.sub(block, low), self.chunk), self.spec.channels), self.element)
+            of_block = self._bytes_on(of_tap, k.mul(k.mul(block, s["row_tiles"]), self.tile_bytes))
+            if self.spec.depthwise:
+                self._tile(self._channel(block), packed, of_block, count, fresh)
+            else:
+                with k.loop(0, s["row_tiles"]) as tile:
+                    row = k.min(k.mul(tile, self.spec.rows), k.sub(s["run"], self.spec.rows))
+                    self._tile(row, packed, self._bytes_on(of_block, k.mul(tile, self.tile_bytes)), count, fresh)
+
+    def _list(self, offsets: list[Value], tiles: Value) -> Value:
+        """Write the source addresses of the chunk's pixels for one tap, `PIXELS` at a time, leaving out those that are all padding."""
+        k, t = self.k, self.table
+        move: Index = 0
+        for d, offset in enumerate(offsets):
+            move = k.add(move, k.mul(offset, t.slots[f"src_s{d}"]))
+        arrays = [t.array(k.scratch, i, self.capacity) for i in range(self.spec.rank + 2)]
+
+        def body(tile: Value, carried: list[Value]) -> list[Value]:
+            at = k.mul(tile, PIXELS)
+            mask = None
+            for d, offset in enumerate(offsets):
+                inside = t.inside(k.x.add(t.vector(arrays[2 + d], at), k.x.splat(offset, t.lanes)), d)
+                mask = inside if mask is None else k.x.and_(mask, inside)
+            addresses = k.x.add(t.vector(arrays[0], at), k.x.splat(k.index(move), t.lanes))
+            entry = k.at(self.list, k.mul(carried[0], WORDS), I64)
+            k.store_raw(k.x.select(mask, addresses, k.x.splat(t.zeros, t.lanes)), entry, 8)
+            k.store_raw(k.mul(at, self.spec.channels), k.at(entry, PIXELS, I64), 8)
+            return [k.add(carried[0], t.any(mask))]
+
+        return k.fold(0, tiles, 1, [k.index(0)], body)[0]
+
+    # -- tiles -----------------------------------------------------------------------------------------------------
+
+    def _tile(self, row: Value, packed: Value, sums: Value, count: Value, fresh: Value) -> None:
+        """Add the pixels of the list to one tile of sums; ``row`` is its first input channel."""
+        k, spec = self.k, self.spec
+        places = [k.at(sums, i * spec.lanes, self.element) for i in range(spec.rows * spec.vectors)]
+        zero = k.zero(spec.compute, spec.lanes)
+        acc = [k.x.select(fresh, zero, k.load(p, spec.compute, spec.lanes)) for p in places]
+
+        def entry(e: Value, acc: list[Value]) -> list[Value]:
+            at = k.at(self.list, k.mul(e, WORDS), I64)
+            dy = k.at(packed, k.load_raw(I64, k.at(at, PIXELS, I64), 8), self.element)
+            for p in range(PIXELS):
+                source = k.at(k.load_raw(PTR, k.at(at, p, I64), 8), row, self.element)
+                acc = self._pixel(source, k.at(dy, p * spec.channels, self.element), acc, p)
+            return acc
+
+        if spec.depthwise:  # a second set of sums, since one vector alone would wait for its own last addition
+            acc = k.fold(0, count, 1, acc + [zero] * len(acc), entry)
+            half = len(acc) // 2
+            acc = [k.plus(a, b) for a, b in zip(acc[:half], acc[half:], strict=True)]
+        else:
+            acc = k.fold(0, count, 1, acc, entry)
+        for value, place in zip(acc, places, strict=True):
+            k.store(value, place, spec.compute)
+
+    def _pixel(self, source: Value, dy: Value, acc: list[Value], p: int) -> list[Value]:
+        k, spec = self.k, self.spec
+        ys = [k.load(k.at(dy, v * spec.lanes, self.element), spec.compute, spec.lanes) for v in range(spec.vectors)]
+        if spec.depthwise:
+            out = list(acc)
+            for v in range(spec.vectors):
+                i = v + (p % 2) * spec.vectors
+                value = k.load(k.at(source, v * spec.lanes, self.element), spec.compute, spec.lanes)
+                out[i] = k.mul_add(value, ys[v], acc[i])
+            return out
+        out = []
+        for r in range(spec.rows):
+            value = k.broadcast(k.load(k.at(source, r, self.element), spec.compute), spec.lanes)
+            out += [k.mul_add(value, ys[v], acc[r * spec.vectors + v]) for v in range(spec.vectors)]
+        return out
+
+
+@dataclass(frozen=True)
+class SumWeights:
+    """Adds the partial sums of `WeightGradKernel` in the order of their spans and writes them where the weights lie.
+
+    A parallel block is a block of output channels with ``span`` of the reduced channels. Strides are in elements of the result.
+    """
+
+    compute: DType
+    result: DType
+    rank: int
+    rows: int
+    vectors: int
+    lanes: int
+    ENTRY = "conv_sum_weights"
+
+    @property
+    def key(self) -> str:
+        return f"conv_sum_weights:{self.compute.name}:{self.result.name}:{self.rank}d:{self.rows}x{self.vectors}x{self.lanes}"
+
+    def params(self) -> list[str]:
+        own = ["partial", "dst", "blocks", "outs", "reduced", "parts", "span", "row_tiles", "run", "spans", "span_elems", "s_g", "s_n", "s_k"]
+        # Taps as the gradient kernel numbers them, then those that lie within a run.
+        return own + [f"{p}{d}" for d in range(self.rank) for p in ("taps", "s")] + ["run_taps", "s_run"]
+
+    def build(self, target: Any) -> Any:
+        module = new_module("conv_sum_weights", target)
+        k = KernelEmit(module, self.ENTRY, self.params(), target)
+        s = {p: k.slot(p) for p in self.params()[2:]}
+        with k.loop(k.begin, k.end) as index:
+            rest, part = k.divmod(index, s["parts"])
+            group, block = k.divmod(rest, s["blocks"])
+            low = k.mul(part, s["span"])
+            high = k.min(k.add(low, s["span"]), s["reduced"])
+            with k.loop(low, high) as c:
+                self._taps(k, s, 0, group, group, block, c, k.add(k.mul(group, s["s_g"]), k.mul(c, s["s_k"])))
+        k.done()
+        return module
+
+    def _taps(self, k: KernelEmit, s: dict[str, Value], d: int, tap: Value, group: Value, block: Value, c: Value, to: Value) -> None:
+        if d == self.rank:
+            with k.loop(0, s["run_taps"]) as j:
+                row = k.add(k.mul(j, s["reduced"]), c)
+                self._row(k, s, tap, block, row, k.add(to, k.mul(j, s["s_run"])))
+            return
+        with k.loop(0, s[f"taps{d}"]) as i:
+            self._taps(k, s, d + 1, k.add(k.mul(tap, s[f"taps{d}"]), i), group, block, c, k.add(to, k.mul(i, s[f"s{d}"])))
+
+    def _row(self, k: KernelEmit, s: dict[str, Value], tap: Value, block: Value, row: Value, to: Value) -> None:
+        """The output channels of one block for one (tap, row of the run); ``tap`` counts on over the groups."""
+        channels = self.vectors * self.lanes
+        element, result = acc_type(self.compute), memory_type(self.result)
+        tile = k.min(k.div(row, self.rows), k.sub(s["row_tiles"], 1))
+        within = k.sub(row, k.min(k.mul(tile, self.rows), k.sub(s["run"], self.rows)))
+        at = k.add(k.mul(k.add(k.mul(tap, s["blocks"]), block), s["row_tiles"]), tile)
+        at = k.mul(k.add(k.mul(at, self.rows), within), channels)
+        base = k.at(k.slot("partial", PTR), at, element)
+
+        def add(i: Value, acc: list[Value]) -> list[Value]:
+            from_ = k.at(base, k.mul(i, s["span_elems"]), element)
+            return [k.plus(a, k.load(k.at(from_, v * self.lanes, element), self.compute, self.lanes)) for v, a in enumerate(acc)]
+
+        acc = k.fold(0, s["spans"], 1, [k.zero(self.compute, self.lanes)] * self.vectors, add)
+        first = k.min(k.mul(block, channels), k.x.smax(k.sub(s["outs"], channels), k.index(0)))
+        dst = k.at(k.slot("dst", PTR), k.add(to, k.mul(first, s["s_n"])), result)
+        whole = k.cmp("eq", first, k.mul(block, channels))
+        count = k.sub(s["outs"], first)
+
+        def every() -> None:
+            for i in range(channels):
+                k.store(k.x.extract(acc[i // self.lanes], i % self.lanes), k.at(dst, k.mul(s["s_n"], i), result), self.result)
+
+        def some() -> None:
+            # The overlapping part belongs to the block before.
+            skip = k.sub(k.mul(block, channels), first)
+            for i in range(channels):
+                wanted = k.x.and_(k.cmp("sge", k.index(i), skip), k.cmp("slt", k.index(i), count))
+                with k.when(wanted):
+                    value = k.x.extract(acc[i // self.lanes], i % self.lanes)
+                    k.store(value, k.at(dst, k.mul(s["s_n"], i), result), self.result)
+
+        k.choose(k.x.and_(whole, k.cmp("sge", count, channels)), every, some)

@@ -1,0 +1,408 @@
+"""Convolution in three directions, as implicit contractions: which launches compute one.
+
+    forward      y[n,o,p] = sum over c, k of  x[n, g*Cg + c, p*stride - padding + k*dilation] * w[o, c, k]
+    input_grad   dx from dy and w (also the forward pass of a transposed convolution)
+    weight_grad  dw from dy and x
+
+with p and k over 1, 2 or 3 spatial dimensions and zeros outside the input. No im2col buffer is made. Activations are read in place
+where their channels are contiguous (channels-last) and their dtype is the one computed in; otherwise a first launch copies them into that form.
+Weights are packed by a launch of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, Literal
+
+from cermet.compiler.kernels.conv_layout import PackWeights, Relayout
+from cermet.compiler.kernels.conv_table import Axis, PixelTable, backward_axis, forward_axis, run_axis
+from cermet.compiler.kernels.conv_taps import TapKernel, Tile
+from cermet.compiler.kernels.conv_weight_grad import PIXELS, SumWeights, WeightGradKernel
+from cermet.compiler.kernels.plan import Arg, KernelLaunch, Operand, Plan, Temp
+from cermet.dtypes import DType
+
+__all__ = ["ConvSpec", "channels_first", "channels_last", "plan"]
+
+Direction = Literal["forward", "input_grad", "weight_grad"]
+
+
+@dataclass(frozen=True)
+class ConvSpec:
+    """One convolution. Strides of operands are in elements; ``size``, ``kernel`` … have one entry a spatial dimension (1 to 3).
+
+    Attributes:
+        dtype: of all operands: a floating dtype. 16-bit floats are summed in float32 and rounded once.
+        n, c, o: batch, input channels, output channels (all groups together).
+        size, kernel, out: spatial extents of x, w and y. The padding behind the last element follows from ``out``.
+        stride, padding, dilation: ``padding`` is the one before the first element.
+        groups: divides c and o.
+        x_strides: (n, c, *spatial); w_strides: (o, c within the group, *kernel); y_strides: (n, o, *spatial).
+    """
+
+    dtype: DType
+    n: int
+    c: int
+    o: int
+    size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    out: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    x_strides: tuple[int, ...]
+    w_strides: tuple[int, ...]
+    y_strides: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        rank = len(self.size)
+        for name in ("kernel", "out", "stride", "padding", "dilation"):
+            if len(getattr(self, name)) != rank:
+                raise ValueError(f"ConvSpec: {name} {getattr(self, name)} must have {rank} entries, one for each of size {self.size}")
+        if self.dtype.kind != "f" or not 1 <= rank <= 3:
+            raise ValueError(f"ConvSpec: expected a floating dtype and 1 to 3 spatial dimensions, got {self.dtype!r} and {rank}")
+        if self.groups < 1 or self.c % self.groups or self.o % self.groups:
+            raise ValueError(f"ConvSpec: {self.groups} groups do not divide {self.c} input and {self.o} output channels")
+        if min(self.stride + self.dilation, default=1) < 1:
+            raise ValueError(f"ConvSpec: stride {self.stride} and dilation {self.dilation} must be positive")
+
+    @property
+    def macs(self) -> int:
+        """Multiplications of any direction, the padding's included."""
+        return self.n * self.o * prod(self.out) * (self.c // self.groups) * prod(self.kernel)
+
+
+def channels_last(n: int, c: int, size: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides (n, c, *spatial) of a dense tensor whose channels lie together."""
+    steps = [c]
+    for extent in reversed(size):
+        steps.append(steps[-1] * extent)
+    return (steps[-1], 1, *reversed(steps[:-1]))
+
+
+def channels_first(n: int, c: int, size: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of a dense tensor in the order (n, c, *spatial)."""
+    steps = [1]
+    for extent in reversed((c, *size)):
+        steps.append(steps[-1] * extent)
+    return tuple(reversed(steps))[0:]
+
+
+def plan(direction: Direction, spec: ConvSpec, target: Any, epilogue: Any = None) -> Plan:
+    """The launches that compute ``spec`` in one direction, over operands "x", "w" and "y" (one of them the result).
+
+    Args:
+        direction: ``forward`` writes y, ``input_grad`` x, ``weight_grad`` w.
+        spec: the convolution; the same in all directions.
+        target: the machine.
+        epilogue: not there yet.
+
+    Raises:
+        ValueError: for an unknown direction.
+    """
+    if len(spec.size) == 1:
+        spec = _as_2d(spec)
+    maker = {"forward": _Taps, "input_grad": _Taps, "weight_grad": _Weights}.get(direction)
+    if maker is None:
+        raise ValueError(f"unknown direction {direction!r}; expected forward, input_grad or weight_grad")
+    return maker(direction, spec, target).plan()
+
+
+def _as_2d(s: ConvSpec) -> ConvSpec:
+    def grown(strides: tuple[int, ...]) -> tuple[int, ...]:
+        return (*strides[:2], 0, *strides[2:])
+
+    return replace(
+        s, size=(1, *s.size), kernel=(1, *s.kernel), out=(1, *s.out), stride=(1, *s.stride), padding=(0, *s.padding),
+        dilation=(1, *s.dilation), x_strides=grown(s.x_strides), w_strides=grown(s.w_strides), y_strides=grown(s.y_strides),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An activation as a kernel sees it: where it is, and its strides (batch, channel, *spatial) in elements of ``dtype``."""
+
+    at: Arg
+    dtype: DType
+    strides: tuple[int, ...]
+    channels: int
+    size: tuple[int, ...]
+
+    @property
+    def bytes(self) -> list[int]:
+        """Byte strides (batch, *spatial)."""
+        s = self.strides
+        return [v * self.dtype.itemsize for v in (s[0], *s[2:])]
+
+
+class _Maker:
+    """What the directions share: temporaries, copies into the form the kernels read."""
+
+    def __init__(self, direction: str, spec: ConvSpec, target: Any) -> None:
+        self.direction, self.spec, self.target = direction, spec, target
+        self.compute = spec.dtype.compute
+        self.rank = len(spec.size)
+        self.lanes = max(1, target.vector_bytes // self.compute.itemsize)
+        self.temps: list[int] = []
+        self.launches: list[KernelLaunch] = []
+        self.cg, self.og = spec.c // spec.groups, spec.o // spec.groups
+
+    def temp(self, elements: int) -> Temp:
+        """A temporary of so many elements of the computing dtype."""
+        self.temps.append(max(elements, 1) * self.compute.itemsize)
+        return Temp(len(self.temps) - 1)
+
+    def launch(self, kernel: Any, args: list[Arg], blocks: int, scratch: int = 0, flops: int = 0, grain: int = 1) -> None:
+        if blocks > 0:
+            target = self.target
+            key = f"{kernel.key}:{getattr(target, 'code_key', '')}"
+            self.launches.append(
+                KernelLaunch(key, lambda: kernel.build(target), kernel.ENTRY, args, blocks, scratch, max(1, min(grain, blocks)), flops)
+            )
+
+    def source(self, name: str, channels: int, size: tuple[int, ...], strides: tuple[int, ...], any_dtype: bool = False) -> _Image:
+        """The operand in place where its channels lie together, else a channels-last copy."""
+        image = _Image(Operand(name), self.spec.dtype, strides, channels, size)
+        contiguous = strides[1] == 1 or channels == 1
+        if contiguous and (any_dtype or self.spec.dtype is self.compute):
+            return image
+        return self.copied(image, 0, size[-1])
+
+    def copied(self, image: _Image, left: int, columns: int) -> _Image:
+        """A channels-last copy in the computing dtype, with ``columns`` columns of which ``left`` come before the first."""
+        size = (*image.size[:-1], columns)
+        strides = channels_last(self.spec.n, image.channels, size)
+        made = _Image(self.temp(self.spec.n * image.channels * prod(size)), self.compute, strides, image.channels, size)
+        self.relayout(image, made, left, columns, image.size[-1])
+        return made
+
+    def relayout(self, src: _Image, dst: _Image, left: int, columns: int, width: int) -> None:
+        kernel = Relayout(src.dtype, dst.dtype, self.rank)
+        args: list[Arg] = [src.at, dst.at, columns, left, width, src.channels, src.strides[-1], dst.strides[-1], src.strides[1], dst.strides[1]]
+        outer = (self.spec.n, *src.size[:-1])
+        from_, to = (src.strides[0], *src.strides[2:-1]), (dst.strides[0], *dst.strides[2:-1])
+        for extent, a, b in zip(outer, from_, to, strict=True):
+            args += [extent, a, b]
+        self.launch(kernel, args, prod(outer) if columns * src.channels else 0, grain=1 + (1 << 14) // max(1, columns * src.channels))
+
+    def run_source(self) -> tuple[_Image, list[Axis]] | None:
+        """x in a form where a window's row is one run of kw*C elements, with no border in the last dimension; None where that does not pay.
+
+        Short channels make for short inner loops, so runs pay there even if x must be copied to get its borders.
+        """
+        s = self.spec
+        kw, step, left = s.kernel[-1], s.stride[-1], s.padding[-1]
+        if s.groups != 1 or s.dilation[-1] != 1 or kw == 1:
+            return None
+        columns = (s.out[-1] - 1) * step + kw
+        bare = s.dtype is self.compute and (s.c == 1 or s.x_strides[1] == 1)
+        dense = bare and s.x_strides[-1] == s.c and left == 0 and columns <= s.size[-1]
+        if not dense and s.c > (8 if bare else 32):
+            return None
+        image = _Image(Operand("x"), s.dtype, s.x_strides, s.c, s.size)
+        if not dense:
+            image = self.copied(image, left, columns)
+        axes = [forward_axis(*a) for a in zip(s.out[:-1], s.size, s.kernel, s.stride, s.padding, s.dilation, strict=False)]
+        return image, [*axes, run_axis(s.out[-1], step)]
+
+    def forward_axes(self) -> list[Axis]:
+        s = self.spec
+        return [forward_axis(*a) for a in zip(s.out, s.size, s.kernel, s.stride, s.padding, s.dilation, strict=True)]
+
+    def depthwise(self) -> bool:
+        return self.cg == 1 and self.og == 1 and self.spec.groups >= self.lanes
+
+
+class _Taps(_Maker):
+    """Forward and input gradient: copies where needed, packed weights, the tap kernel."""
+
+    def plan(self) -> Plan:
+        s = self.spec
+        self.forward = self.direction == "forward"
+        # The result is y for the forward pass and x for the gradient; the source is the other one.
+        result = ("y", s.o, s.out, s.y_strides) if self.forward else ("x", s.c, s.size, s.x_strides)
+        self.reduced, self.outs = (self.cg, self.og) if self.forward else (self.og, self.cg)
+        if s.n * result[1] * prod(result[2]) == 0:
+            return Plan([])
+        run = self.run_source() if self.forward else None
+        if run is not None:
+            source, axes = run
+        elif self.forward:
+            source, axes = self.source("x", s.c, s.size, s.x_strides), self.forward_axes()
+        else:
+            source = self.source("y", s.o, s.out, s.y_strides)
+            axes = [backward_axis(*a) for a in zip(s.size, s.out, s.kernel, s.stride, s.padding, s.dilation, strict=True)]
+        dst = _Image(Operand(result[0]), s.dtype, result[3], result[1], result[2])
+        direct = dst.strides[1] == 1 or dst.channels == 1
+        into = dst
+        if not direct:
+            strides = channels_last(s.n, dst.channels, dst.size)
+            into = _Image(self.temp(s.n * dst.channels * prod(dst.size)), self.compute, strides, dst.channels, dst.size)
+        self.contract(source, into, axes, run is not None)
+        if not direct:
+            self.relayout(into, dst, 0, dst.size[-1], dst.size[-1])
+        return Plan(self.launches, self.temps)
+
+    def tile(self) -> Tile:
+        """The register tile: as many sums as the registers hold beside one row of weights and one broadcast value."""
+        lanes = self.lanes
+        outs = self.spec.groups if self.depthwise() else self.outs
+        narrow = outs < 2 * lanes
+        if getattr(self.target, "vector_registers", 16) >= 32:
+            return Tile(8, 1 if narrow else 3 if outs % (3 * lanes) == 0 else 2, lanes)
+        return Tile(8, 1, lanes) if narrow else Tile(6, 2, lanes)
+
+    def contract(self, source: _Image, into: _Image, axes: list[Axis], run_mode: bool) -> None:
+        """Pack the weights and run the kernel."""
+        s, depthwise = self.spec, self.depthwise()
+        tile = self.tile()
+        kernel = TapKernel(self.compute, into.dtype, self.rank, tile, depthwise)
+        groups, outs, reduced = (1, s.groups, 1) if depthwise else (s.groups, self.outs, self.reduced)
+        blocks = -(-outs // tile.channels)
+        run = reduced * (s.kernel[-1] if run_mode else 1)
+        packed, zeros = self.pack(tile, groups, outs, reduced, blocks, max(run, source.channels if depthwise else 0))
+        item = self.compute.itemsize
+        steps = [reduced * tile.channels * item]
+        for k in reversed(s.kernel[1:]):
+            steps.insert(0, steps[0] * k)
+        taps = prod(a.taps for a in axes)
+        tiles, parts, part_blocks, chunks, phase_count = self.blocking(axes, tile, taps, run, blocks, groups)
+        args: list[Arg] = [source.at, packed, zeros, into.at]
+        args += [chunks, phase_count, parts, part_blocks, blocks, tiles, run, outs, taps]
+        args += [reduced * item, outs * into.dtype.itemsize, steps[0] * s.kernel[0]]
+        args += PixelTable.arguments(s.n, axes, source.bytes, into.bytes, steps, len(kernel.params()))
+        args += PixelTable.tail(axes)
+        total = chunks * phase_count * parts * groups
+        self.launch(kernel, args, total, kernel.scratch(tiles, taps), 2 * s.macs, 1 + total * (1 << 19) // max(1, 2 * s.macs))
+
+    def blocking(self, axes: list[Axis], tile: Tile, taps: int, run: int, blocks: int, groups: int) -> tuple[int, int, int, int, int]:
+        """Tiles of a chunk, parts of the output channels and blocks in one, chunks of a phase, phases."""
+        phase_count = prod(len(a.phases) for a in axes)
+        pixels = self.spec.n * prod(a.pixels for a in axes)
+        # Entries of a chunk should stay in the first-level cache beside the weights that stream by.
+        tiles = max(1, min(16, (16 << 10) // (8 * tile.pixels * max(taps, 1))))
+        tiles = min(tiles, -(-pixels // tile.pixels))
+        chunks = -(-pixels // (tiles * tile.pixels))
+        # The weights that a run of chunks uses should stay in the second-level cache.
+        weight_bytes = taps * run * tile.channels * self.compute.itemsize
+        part_blocks = min(blocks, max(1, int(0.5 * getattr(self.target, "l2", 1 << 19)) // max(1, weight_bytes)))
+        while part_blocks > 1 and chunks * phase_count * groups * -(-blocks // part_blocks) < 32:
+            part_blocks = -(-part_blocks // 2)
+        return tiles, -(-blocks // part_blocks), part_blocks, chunks, phase_count
+
+    def pack(self, tile: Tile, groups: int, outs: int, reduced: int, blocks: int, zeros: int) -> tuple[Temp, Temp]:
+        """Pack the weights; returns the addresses of the packed weights and of ``zeros`` zeros."""
+        s = self.spec
+        so, sc, *taps = s.w_strides
+        kernel = PackWeights(s.dtype, self.compute, self.rank, tile.channels)
+        elements = groups * blocks * prod(s.kernel) * reduced * tile.channels
+        packed = self.temp(elements + zeros)
+        n, k = (so, sc) if self.forward or self.depthwise() else (sc, so)
+        args: list[Arg] = [Operand("w"), packed, groups, blocks, outs, reduced, zeros, self.og * so, n, k]
+        for extent, stride in zip(s.kernel, taps, strict=True):
+            args += [extent, stride]
+        self.launch(kernel, args, groups * blocks + 1)
+        return packed, Temp(packed.index, elements * self.compute.itemsize)
+
+
+class _Weights(_Maker):
+    """The gradient of the weights: copies where needed, partial sums, their sum."""
+
+    def plan(self) -> Plan:
+        s, depthwise = self.spec, self.depthwise()
+        if s.o * self.cg * prod(s.kernel) == 0:
+            return Plan([])
+        run = self.run_source()
+        source, axes = run if run is not None else (self.source("x", s.c, s.size, s.x_strides), self.forward_axes())
+        dy = self.source("y", s.o, s.out, s.y_strides, any_dtype=True)
+        groups, outs, reduced = (1, s.groups, 1) if depthwise else (s.groups, self.og, self.cg)
+        run_length = reduced * (s.kernel[-1] if run is not None else 1)
+        kernel = self.kernel(run_length, outs, dy.dtype)
+        self.sums(kernel, source, dy, axes, groups, outs, reduced, run_length)
+        return Plan(self.launches, self.temps)
+
+    def kernel(self, run: int, outs: int, gradient: DType) -> WeightGradKernel:
+        """The register tile for runs of ``run`` input channels."""
+        wide = -(-outs // self.lanes)
+        registers = 24 if getattr(self.target, "vector_registers", 16) >= 32 else 12
+        if self.depthwise():
+            return WeightGradKernel(self.compute, gradient, self.rank, 1, min(wide, 4) if outs % (4 * self.lanes) == 0 else 1, self.lanes, True)
+        rows = min(run, registers // 2)
+        vectors = max(1, min(wide, registers // rows, 4))
+        rows = min(run, max(rows, min(8, registers // vectors))) if vectors == 1 else rows
+        return WeightGradKernel(self.compute, gradient, self.rank, rows, vectors, self.lanes)
+
+    def sums(
+        self, kernel: WeightGradKernel, source: _Image, dy: _Image, axes: list[Axis], groups: int, outs: int, reduced: int, run: int
+    ) -> None:
+        """Launch the kernel and the addition of its partial sums."""
+        s, item = self.spec, self.compute.itemsize
+        blocks, row_tiles = -(-outs // kernel.channels), -(-run // kernel.rows)
+        taps = prod(a.taps for a in axes)
+        tap_elements = blocks * row_tiles * kernel.rows * kernel.channels
+        group_elements = taps * tap_elements
+        pixels = s.n * prod(s.out)
+        part_blocks = min(blocks, max(1, (64 << 10) // (256 * kernel.channels * item)))
+        parts = -(-blocks // part_blocks)
+        spans, span = self.spans(pixels, axes[0].taps * parts * groups, groups * group_elements)
+        zeros = self.temp(max(run, source.channels))
+        partial = self.temp(spans * groups * group_elements)
+        tiles = max(1, min(32, -(-span // PIXELS)))
+        if spans:
+            self.launch(_Zeros(self.compute), [zeros, max(run, source.channels)], 1)
+            args: list[Arg] = [source.at, dy.at, zeros, partial, axes[0].taps, 1, parts, part_blocks, blocks, spans, span, tiles]
+            args += [run, row_tiles, outs, reduced * item, outs * dy.dtype.itemsize, groups * group_elements * item, group_elements * item]
+            args += PixelTable.arguments(s.n, axes, source.bytes, dy.bytes, [0] * self.rank, len(kernel.params()))
+            args += PixelTable.tail(axes)
+            total = axes[0].taps * parts * groups * spans
+            grain = 1 + total * (1 << 19) // max(1, 2 * s.macs)
+            self.launch(kernel, args, total, kernel.scratch(tiles, part_blocks), 2 * s.macs, grain)
+        self.add_up(kernel, partial, groups, outs, reduced, run, blocks, row_tiles, spans, groups * group_elements, axes)
+
+    def spans(self, pixels: int, other_blocks: int, elements: int) -> tuple[int, int]:
+        """How many spans the pixels are cut into, and pixels of one: enough parallel blocks, but no partial sums without need."""
+        if pixels == 0:
+            return 0, 0
+        wanted = -(-16 // other_blocks)
+        most = max(1, min(pixels // 512, (16 << 20) // max(1, elements * self.compute.itemsize)))
+        count = max(1, min(wanted, most))
+        span = -(-pixels // (count * PIXELS)) * PIXELS
+        return -(-pixels // span), span
+
+    def add_up(
+        self, kernel: WeightGradKernel, partial: Temp, groups: int, outs: int, reduced: int, run: int, blocks: int, row_tiles: int, spans: int,
+        elements: int, axes: list[Axis],
+    ) -> None:  # fmt: skip
+        s = self.spec
+        so, sc, *taps = s.w_strides
+        add = SumWeights(self.compute, s.dtype, self.rank, kernel.rows, kernel.vectors, kernel.lanes)
+        span = max(1, min(reduced, 16))
+        parts = -(-reduced // span)
+        args: list[Arg] = [partial, Operand("w"), blocks, outs, reduced, parts, span, row_tiles, run, spans, elements, outs * so, so, sc]
+        for axis, stride in zip(axes, taps, strict=True):
+            args += [axis.taps, stride]
+        args += [run // max(1, reduced), taps[-1]]
+        self.launch(add, args, groups * blocks * parts)
+
+
+@dataclass(frozen=True)
+class _Zeros:
+    """Fills its first argument with as many zeros as the second says."""
+
+    compute: DType
+    ENTRY = "conv_zeros"
+
+    @property
+    def key(self) -> str:
+        return f"conv_zeros:{self.compute.name}"
+
+    def build(self, target: Any) -> Any:
+        from cermet.compiler.kernels.irtools import PTR, KernelEmit, acc_type, new_module
+
+        module = new_module("conv_zeros", target)
+        k = KernelEmit(module, self.ENTRY, ["dst", "count"], target)
+        with k.loop(k.begin, k.end), k.loop(0, k.slot("count")) as i:
+            k.store(k.zero(self.compute), k.at(k.slot("dst", PTR), i, acc_type(self.compute)), self.compute)
+        k.done()
+        return module
