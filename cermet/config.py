@@ -160,7 +160,7 @@ KNOBS: dict[str, Knob] = _declare(
          "check the graph and the loop IR after every compiler pass"),
     Knob("reference", "CERMET_REFERENCE", _flag, _FLAG, False,
          "evaluate with the NumPy reference of each operator instead of compiled code"),
-    Knob("cpu", "CERMET_CPU", _cpu, "an LLVM CPU name such as 'x86-64-v3', optionally followed by ',+feature,-feature', or '' for the host", "",
+    Knob("cpu", "CERMET_CPU", _cpu, "an LLVM CPU such as 'x86-64-v3', perhaps with ',+feature,-feature', or '' for the host", "",
          "the CPU that kernels are compiled for; empty means the host, with all its features"),
     Knob("cache_dir", "CERMET_CACHE_DIR", _folder, "a path", _default_cache_dir,
          "folder of compiled kernels"),

@@ -29,6 +29,7 @@ class Device:
 
     type: str
     index: int | None
+    _hash: int
 
     def __init__(self, type: str | Device, index: int | None = None) -> None:
         if isinstance(type, Device):
@@ -56,7 +57,8 @@ class Device:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"a device cannot be changed; make another one, such as device('{self.type}', 0)")
 
-    __delattr__ = __setattr__  # type: ignore[assignment]
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
 
     def __eq__(self, other: object) -> bool:
         if self is other:

@@ -304,3 +304,4 @@ def is_leaf(t: TensorBase) -> bool:
 
 hooks.apply_tensor = apply
 hooks.finish = finish
+hooks.view = view

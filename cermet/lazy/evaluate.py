@@ -13,7 +13,7 @@ from typing import Any
 from cermet import config
 from cermet.graph.node import Meta, Node
 from cermet.lazy.record import Tape, describe_location, local
-from cermet.ops.leaf import data_call
+from cermet.ops.leaf import data_call, scalar_call
 from cermet.runtime.buffer import Buffer
 
 __all__ = ["array_of", "buffer_of", "evaluate", "realize", "held_mask"]
@@ -52,27 +52,29 @@ def evaluate(tape: Tape) -> None:
     if not nodes:
         return
     counts = tuple(map(_getrefcount, nodes))
-    if config.reference or not _compiled_ready():
-        _evaluate_reference(tape, nodes, counts)
+    if config.reference:
+        evaluate_reference(tape, nodes, counts)
     else:
         from cermet.lazy import run
 
-        run.run_tape(tape, nodes, counts)
-
-
-def _compiled_ready() -> bool:
-    return False
+        try:
+            run.run_tape(tape, nodes, counts)
+        except BaseException:
+            # What failed stays pending under an epoch that is over; a later look at it records it again (see Tape.adopt).
+            tape.reset()
+            raise
 
 
 def set_value(node: Node, buffer: Any) -> None:
     """Give a node its value and let go of what it was computed from. The buffer is set first: see `Tape.adopt`."""
     node.buffer = buffer
-    node.call = data_call(node.meta)
+    m = node.meta
+    node.call = data_call(m) if type(buffer) is Buffer else scalar_call(m.dtype, m.device)
     node.inputs = ()
     node.epoch = None
 
 
-def _evaluate_reference(tape: Tape, nodes: list[Node], counts: tuple[int, ...]) -> None:
+def evaluate_reference(tape: Tape, nodes: list[Node], counts: tuple[int, ...]) -> None:
     from cermet.compiler.reference import run_reference
 
     held = held_mask(nodes, counts)
@@ -95,12 +97,17 @@ def _evaluate_reference(tape: Tape, nodes: list[Node], counts: tuple[int, ...]) 
         wanted = [n for n in wanted if n in values]
     for n in wanted:
         set_value(n, buffer_from_array(values[n]))
-    for original, clone in clones.items():
-        if clone.buffer is not None and original.buffer is None:
-            set_value(original, clone.buffer)
+    settle_clones(clones)
     if error is not None:
         failed = getattr(error, "node", None)
         raise evaluation_error(error, failed) from error
+
+
+def settle_clones(clones: dict[Node, Node]) -> None:
+    """Give the values of adopted nodes to the nodes they were adopted from."""
+    for original, clone in clones.items():
+        if clone.buffer is not None and original.buffer is None:
+            set_value(original, clone.buffer)
 
 
 def _salvage(good: list[Node]) -> dict[Node, Any]:

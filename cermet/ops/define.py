@@ -216,8 +216,10 @@ class OpDef:
 
 
 class _Hooks:
-    """Where upper rooms plug in: how to apply an op to tensors, and how to make a tensor of a scalar or array."""
+    """Where upper rooms plug in: how to apply an op to tensors, how to make a tensor of a scalar or array, how to make a view."""
 
+    view: Callable[[OpDef, Any, tuple[Any, ...]], Any]
+    reshape: Callable[[Any, tuple[int, ...], bool], Any]
     apply_tensor: Callable[[OpDef, tuple[Any, ...], tuple[Any, ...]], Any]
     to_tensor: Callable[..., Any]
     finish: Callable[..., Any]

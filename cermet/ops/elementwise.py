@@ -11,7 +11,7 @@ from cermet.graph.node import OPERATORS, Meta
 from cermet.ops.define import OpDef
 from cermet.ops.kinds import ALL, FLOATS, NUMERIC, binary, broadcast_meta, comparison, elementwise, unary
 from cermet.ops.public import public
-from cermet.ops.support import is_number, promote, same_dtype
+from cermet.ops.support import as_value, is_number, pair, promote, same_dtype, zeros_like_value
 
 # ---------------------------------------------------------------------------------------------------------- arithmetic
 
@@ -87,18 +87,25 @@ neg = unary(
 )
 
 
+def _scaled(name: str, a: Any, b: Any, alpha: Any) -> Any:
+    """alpha * b, with PyTorch's refusal of a floating alpha for integers."""
+    if isinstance(alpha, float) and not (a.dtype.kind == "f"):
+        raise RuntimeError(f"{name}: for integral inputs alpha must not be a floating number, got {alpha!r}")
+    return mul(as_value(b, a), as_value(alpha, a, a.dtype))
+
+
 @public(name="add", inplace=True)
 def add_function(input: Any, other: Any, *, alpha: Any = 1) -> Any:
     """``input + alpha * other``, broadcast, in the promoted dtype."""
-    a, b = promote(input, other)
-    return add(a, b) if isinstance(alpha, int | float) and alpha == 1 else add(a, mul(*promote(b, alpha)))
+    a, b = pair(input, other)
+    return add(a, b) if isinstance(alpha, int | float) and alpha == 1 else add(a, _scaled("add", a, b, alpha))
 
 
 @public(name="sub", inplace=True, aliases=("subtract",))
 def sub_function(input: Any, other: Any, *, alpha: Any = 1) -> Any:
     """``input - alpha * other``, broadcast, in the promoted dtype."""
-    a, b = promote(input, other)
-    return sub(a, b) if isinstance(alpha, int | float) and alpha == 1 else sub(a, mul(*promote(b, alpha)))
+    a, b = pair(input, other)
+    return sub(a, b) if isinstance(alpha, int | float) and alpha == 1 else sub(a, _scaled("sub", a, b, alpha))
 
 
 # ---------------------------------------------------------------------------------------------------------- comparison
@@ -129,8 +136,6 @@ def _where_infer(c: Meta, x: Meta, y: Meta) -> Meta:
 
 
 def _where_vjp(c: Any, g: Any) -> Any:
-    from cermet.ops.support import zeros_like_value
-
     zero = zeros_like_value(g, ())
     return None, where(c[0], g, zero) if c.needs[1] else None, where(c[0], zero, g) if c.needs[2] else None
 
@@ -151,9 +156,35 @@ where: OpDef = elementwise(
 )
 
 
+def choose(condition: Any, x: Any, y: Any) -> Any:
+    """`where` for rules: a Python number takes the dtype of the other choice."""
+    if is_number(x):
+        x = as_value(x, y, y.dtype)
+    elif is_number(y):
+        y = as_value(y, x, x.dtype)
+    return where(condition, x, y)
+
+
 def numbers_only(*args: Any) -> bool:
     """Whether all arguments are Python numbers."""
     return all(is_number(a) for a in args)
+
+
+@public(name="where", method=False)
+def where_function(condition: Any, input: Any = None, other: Any = None) -> Any:
+    """``input`` where ``condition`` (bool) is true, else ``other``, broadcast and promoted. With the condition alone: `nonzero` as a tuple.
+
+    Raises:
+        TypeError: for a condition that is not bool.
+    """
+    if input is None and other is None:
+        from cermet.ops.indexing import nonzero
+
+        return nonzero(condition, as_tuple=True)
+    x, y = pair(input, other) if not is_number(input) else promote(input, other)
+    if condition.dtype is dt.uint8:
+        condition = ne(condition, 0)
+    return where(condition, as_value(x, condition, getattr(y, "dtype", None)), as_value(y, condition, x.dtype))
 
 
 OPERATORS.update(add=add, sub=sub, mul=mul, div=div, neg=neg)

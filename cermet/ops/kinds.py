@@ -10,7 +10,7 @@ from cermet.dtypes import DType
 from cermet.graph.node import Meta, broadcast_shapes, meta
 from cermet.ops.define import Arg, Failing, OpDef, Sample
 from cermet.ops.public import public
-from cermet.ops.support import check_floating, floating, promote, same_dtype, unbroadcast
+from cermet.ops.support import check_floating, floating, pair, same_dtype, unbroadcast
 
 __all__ = ["binary", "comparison", "elementwise", "unary"]
 
@@ -51,8 +51,9 @@ def unary(
     inplace: bool = True,
     method: bool = True,
     gradient: bool = True,
+    expose: bool = True,
 ) -> OpDef:
-    """An elementwise function of one input.
+    """An elementwise function of one input, with its public function unless ``expose`` is False.
 
     Args:
         result: ``"floating"`` (integers are first cast to the default dtype), ``"same"`` (keeps the dtype), ``"bool"``.
@@ -75,6 +76,8 @@ def unary(
         onnx=onnx, ulp=ulp, doc=doc,
     )  # fmt: skip
 
+    if not expose:
+        return op
     if result == "floating":
 
         def function(input: Any) -> Any:
@@ -159,7 +162,8 @@ def binary(
     if expose:
 
         def function(input: Any, other: Any) -> Any:
-            return op(*promote(input, other, float_result=float_result))
+            a, b = pair(input, other, float_result)
+            return op(a, b)
 
         function.__name__ = function.__qualname__ = name
         function.__doc__ = record.get("doc", "")
@@ -178,7 +182,8 @@ def comparison(name: str, *, lower: Callable[..., Any], reference: Callable[...,
     op = elementwise(name, 2, lower=lower, reference=reference, infer=infer, gradient=False, onnx=onnx, doc=doc, ulp=0)
 
     def function(input: Any, other: Any) -> Any:
-        return op(*promote(input, other))
+        a, b = pair(input, other)
+        return op(a, b)
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = doc

@@ -22,6 +22,20 @@ def _movement(name: str, infer: Any, **record: Any) -> OpDef:
     return OpDef(name, "movement", infer, dtypes=ALL, ulp=0, **record)
 
 
+copy = OpDef(
+    "copy",
+    "elementwise",
+    lambda m: m,
+    vjp=lambda c, g: g,
+    lower=lambda b, x: x,
+    reference=np.array,
+    dtypes=ALL,
+    samples=(Sample((Arg((3, 4)),)), Sample((Arg(()),))),
+    onnx="Identity",
+    ulp=0,
+    doc="The same values in memory of their own.",
+)
+
 # ------------------------------------------------------------------------------------------------------------ reshape
 
 
@@ -312,7 +326,7 @@ put_diagonal = OpDef(
     samples=(
         Sample((Arg((3, 4)), Arg((3,))), {"offset": 0, "dim1": 0, "dim2": 1}),
         Sample((Arg((3, 4)), Arg((2,))), {"offset": -1, "dim1": 0, "dim2": 1}),
-        Sample((Arg((2, 3, 4)), Arg((3, 2))), {"offset": 1, "dim1": 2, "dim2": 0}),
+        Sample((Arg((2, 3, 4)), Arg((3, 1))), {"offset": 1, "dim1": 2, "dim2": 0}),
     ),
     ulp=0,
     doc="The base with the elements that `diagonal` would read replaced by the update.",

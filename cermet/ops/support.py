@@ -12,9 +12,10 @@ import numpy as np
 from cermet import dtypes as dt
 from cermet.dtypes import DType
 from cermet.graph.node import Meta, Node
-from cermet.ops.define import Arg, OpDef, Sample, hooks
+from cermet.ops.define import Arg, OpDef, Sample, constant, hooks
 
 _NUMBERS = (bool, int, float, np.number, np.bool_)
+_PLAIN = (float, int, bool)
 
 
 def is_number(x: Any) -> bool:
@@ -57,6 +58,8 @@ def as_value(x: Any, like: Any = None, dtype: DType | None = None) -> Any:
     """A tensor (or node) from an argument: numbers become run-time scalars."""
     if isinstance(x, Node):
         return x
+    if type(like) is Node and is_number(x):
+        return constant(x, dtype or like.meta.dtype, like)  # inside a decomposition
     return hooks.to_tensor(x, dtype=dtype, like=like)
 
 
@@ -79,8 +82,24 @@ def result_dtype(*args: Any) -> DType:
     return out
 
 
+def pair(x: Any, y: Any, float_result: bool = False) -> tuple[Any, Any]:
+    """Two operands in their common dtype, as `promote`; what programs write most often takes a short way."""
+    if not isinstance(x, _NUMBERS):
+        d = getattr(x, "dtype", None)
+        if type(d) is DType:
+            if isinstance(y, _NUMBERS):
+                # A number never decides the width: beside a floating tensor it is one of its dtype.
+                if d.kind == "f" and type(y) in _PLAIN:
+                    return x, float(y)
+            elif getattr(y, "dtype", None) is d and (d.kind == "f" or not float_result):
+                return x, y
+    a, b = promote(x, y, float_result=float_result)
+    return a, b
+
+
 def promote(*args: Any, float_result: bool = False) -> tuple[Any, ...]:
     """The arguments as values of their common dtype; numbers become run-time scalars of it."""
+    args = tuple([x if is_number(x) or hasattr(x, "dtype") and type(x.dtype) is DType else as_value(x) for x in args])
     d = result_dtype(*args)
     if float_result and d.kind != "f":
         d = dt.get_default_dtype()
@@ -150,12 +169,11 @@ def same_dtype(name: str, *metas: Meta) -> None:
 
 def full_value(like: Any, value: Any, shape: tuple[int, ...], dtype: DType | None = None) -> Any:
     """A constant of ``shape`` beside ``like`` (a tensor or node), of its dtype unless given."""
-    from cermet.ops.define import constant
     from cermet.ops.movement import expand
 
     d = dtype or like.dtype
     scalar = constant(value, d, like) if type(like) is Node else as_value(value, like, d)
-    return expand(scalar, shape=tuple(shape))
+    return expand(scalar, shape=tuple(shape)) if shape else scalar
 
 
 def zeros_like_value(like: Any, shape: tuple[int, ...]) -> Any:
@@ -172,3 +190,40 @@ def index_value(like: Any, shape: tuple[int, ...], dim: int, dtype: DType = dt.i
     if type(like) is Node:
         return Node(call, ())
     return hooks.finish(call, (), None)
+
+
+def view(op: OpDef, x: Any, **attrs: Any) -> Any:
+    """``op`` (a movement op) applied so that a tensor result shares memory with ``x``; on nodes the op alone."""
+    if type(x) is Node:
+        return op(x, **attrs)
+    return hooks.view(op, x, tuple([attrs[a] for a in op.attrs]))
+
+
+def no_gradient(c: Any, g: Any) -> Any:
+    """The vjp of a function that is constant between its jumps: zeros."""
+    return zeros_like_value(g, c.metas[0].shape)
+
+
+def shape_of(sizes: Any, name: str) -> tuple[int, ...]:
+    """A shape from ``f(2, 3)``, ``f((2, 3))`` or ``f(cermet.Size)``.
+
+    Raises:
+        TypeError: for sizes that are not integers. RuntimeError: for negative ones.
+    """
+    if len(sizes) == 1 and isinstance(sizes[0], tuple | list):
+        sizes = sizes[0]
+    out = []
+    for size in sizes:
+        try:
+            out.append(size.__index__())
+        except AttributeError:
+            raise TypeError(f"{name}: sizes must be integers, got {size!r} of type {type(size).__name__}") from None
+        if out[-1] < 0:
+            raise RuntimeError(f"{name}: sizes must not be negative, got {tuple(sizes)}")
+    return tuple(out)
+
+
+def check_dtype(dtype: Any, name: str) -> None:
+    """Raise TypeError unless ``dtype`` is None or a Cermet dtype."""
+    if dtype is not None and type(dtype) is not DType:
+        raise TypeError(f"{name}: dtype must be a cermet dtype such as cermet.float32, got {dtype!r}")

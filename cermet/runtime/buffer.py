@@ -11,19 +11,21 @@ therefore keeps its pages, and gives them back some seconds after the last such 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from cermet import config
 
-__all__ = ["ALIGNMENT", "Buffer", "MemoryStats", "empty_cache", "memory_stats", "reset_peak"]
+__all__ = ["ALIGNMENT", "Buffer", "MemoryStats", "empty_cache", "memory_stats", "on_empty_cache", "reset_peak"]
 
 #: Every buffer of the allocator starts at a multiple of this: a cache line, and a vector of AVX-512.
 ALIGNMENT = 64
@@ -36,7 +38,7 @@ _WINDOW = 10.0  # seconds over which "the most that was live lately" looks back,
 
 
 class MemoryStats:
-    """A snapshot of the allocator, in bytes: ``live``, ``peak`` (since the last reset), ``cached`` and ``reserved`` = live + cached.
+    """A snapshot of the allocator, in bytes: ``live``, ``peak`` (since the last reset), ``cached``, ``reserved`` = live + cached.
 
     Memory that buffers merely share (:meth:`Buffer.from_owner`) is not counted.
     """
@@ -63,10 +65,8 @@ def _map(nbytes: int) -> tuple[int, mmap.mmap]:
         # Private: Python's default is a shared mapping, which a forked child would write into.
         block = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if nbytes >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-            try:
+            with contextlib.suppress(OSError):  # a kernel built without huge pages
                 block.madvise(mmap.MADV_HUGEPAGE)
-            except OSError:  # a kernel built without huge pages
-                pass
     return ctypes.addressof(ctypes.c_char.from_buffer(block)), block
 
 
@@ -108,7 +108,7 @@ class _Allocator:
                     return self._map_blocks(size)
                 except (OSError, ValueError, OverflowError, MemoryError):
                     if not last:
-                        self.release(0)  # the memory may be in our own free lists, in other sizes
+                        empty_cache()  # the memory may be in our own free lists, in other sizes
             raise MemoryError(
                 f"out of memory: cannot allocate {size:,} bytes; {self.live:,} bytes are live in Cermet buffers "
                 f"(peak {self.highest():,}). Release tensors you no longer need, or use smaller batches."
@@ -130,7 +130,7 @@ class _Allocator:
         return max(self.peak, self.high)
 
     def trim(self) -> None:
-        """Bring the free lists back under their bound. Called at each release that leaves more than the configured bytes in them."""
+        """Bring the free lists back under their bound. Called by each release that leaves more than configured there."""
         with self.lock:
             now = time.monotonic()
             if now > self.window_end:
@@ -181,13 +181,16 @@ class _Allocator:
 
 
 _allocator = _Allocator()
+# Nothing is unmapped when the interpreter goes: a daemon thread may still be inside a program that uses the memory.
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_allocator))
+_hooks: list[Callable[[], None]] = []
 
 
 class Buffer:
     """A piece of memory: ``nbytes`` bytes from address ``ptr`` on, given back when the object dies.
 
-    The contents of a new buffer are undefined. Memory of the allocator starts at a multiple of 64 bytes; a buffer of zero bytes has a
-    valid address too. Buffers are never part of a reference cycle of their own making.
+    The contents of a new buffer are undefined. Memory of the allocator starts at a multiple of 64 bytes; a buffer of zero bytes
+    has a valid address too. Buffers are never part of a reference cycle of their own making.
 
     Args:
         nbytes: its size.
@@ -220,7 +223,7 @@ class Buffer:
             block = _a.refill(size)
         _a.cached -= size
         live = _a.live = _a.live + size
-        if live > _a.high:  # noqa: PLR1730 - max() would be a call, see _Allocator
+        if live > _a.high:  # max() would be a call, see _Allocator
             _a.high = live
         self._block = block
         self._size = size
@@ -273,7 +276,12 @@ class Buffer:
             nbytes -= offset
         exporter = _Exporter()
         exporter.buffer = self
-        exporter.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (nbytes,), "data": (self.ptr + offset, not writeable)}
+        exporter.__array_interface__ = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (nbytes,),
+            "data": (self.ptr + offset, not writeable),
+        }
         try:
             # Through bytes, because the interface cannot name dtypes that are not NumPy's own (bfloat16).
             return np.ndarray(shape, dtype, np.asarray(exporter))
@@ -313,8 +321,15 @@ def reset_peak() -> None:
         _allocator.peak = 0
 
 
+def on_empty_cache(hook: Callable[[], None]) -> None:
+    """Have ``hook`` called when free memory is to go back to the system; it drops the buffers that are kept for later."""
+    _hooks.append(hook)
+
+
 def empty_cache() -> None:
     """Give all free memory back to the system. Worth calling before something else needs the memory; the next step is slower."""
+    for hook in _hooks:
+        hook()
     _allocator.release(0)
 
 

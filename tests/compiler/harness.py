@@ -6,29 +6,23 @@ import time
 
 import llvmlite.binding as llvm
 
-_engines = []
+from cermet.compiler.llvm import jit
+
+EFFORT = 3
+_codes = []
 
 
-def compile_module(module, target, opt=3, passes=False):
-    tm = target.machine(opt=opt)
+def compile_module(module, target, **_):
     mod = llvm.parse_assembly(str(module))
     mod.verify()
-    if passes:
-        pto = llvm.create_pipeline_tuning_options(speed_level=1)
-        pto.loop_vectorization = False
-        pto.slp_vectorization = False
-        pto.loop_unrolling = False
-        pb = llvm.create_pass_builder(tm, pto)
-        pb.getModulePassManager().run(mod, pb)
-    return mod, tm
+    return mod, target.machine(opt=3)
 
 
-def load(module, target, entry, **kw):
-    mod, tm = compile_module(module, target, **kw)
-    engine = llvm.create_mcjit_compiler(mod, tm)
-    engine.finalize_object()
-    _engines.append(engine)
-    return engine.get_function_address(entry)
+def load(module, target, entry, **_):
+    body = jit.compile_object(module, target, EFFORT)
+    code = jit._load(body, jit.Request("x", lambda: None, entry))
+    _codes.append(code)
+    return code.address
 
 
 _cache = {}
@@ -38,10 +32,10 @@ STATS = {"compiled": 0, "ms": 0.0}
 def address(launch, target):
     found = _cache.get(launch.key)
     if found is None:
-        start = time.perf_counter()
+        start = time.thread_time()
         found = _cache[launch.key] = load(launch.build(), target, launch.entry)
         STATS["compiled"] += 1
-        STATS["ms"] += (time.perf_counter() - start) * 1e3
+        STATS["ms"] += (time.thread_time() - start) * 1e3
     return found
 
 

@@ -7,13 +7,23 @@ values, chosen by coarse classes of shape: a new batch size finds its kernel the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 from cermet.compiler.kernels.irtools import accumulator, rounded_up
 from cermet.compiler.kernels.microkernel import Tile
 from cermet.dtypes import DType
 
-__all__ = ["Blocking", "choose", "choose_tile"]
+__all__ = ["Blocking", "SkinnyBlocking", "choose", "choose_skinny", "choose_tile"]
+
+# A product is divided until it has this many blocks, or blocks of this much work: enough to share out evenly among
+# a dozen cores, too few and too large to be felt on one.
+_BLOCKS = 16
+_BLOCK_FLOPS = 2 << 20
+# Fewest rows of a block: a panel of B that came from L2 is used for this many before the next.
+_LEAST_ROWS = 48
+# Fewest columns of a block where A is packed: each value of A that is packed is used for this many products.
+_LEAST_COLUMNS = 256
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,7 @@ class Blocking:
         tile: the register tile.
         read_a, read_b: see `gemm.Variant`.
         mc, nc, kc: rows, columns and products of a block.
-        k_part: products of one partial sum; the whole k where it is not split.
+        k_part: products of one partial sum; all of them where the sum is not split.
     """
 
     tile: Tile
@@ -43,6 +53,7 @@ def choose_tile(target: Any, acc: DType, m: int, n: int) -> Tile:
     least; flat ones waste less where there are few rows.
     """
     lanes = target.lanes(acc.itemsize)
+    # A multiply-add in two instructions needs a register for the product.
     registers = target.vector_registers - (0 if target.has_fma else 1)
     if n <= lanes and m > 2:
         return Tile(min(registers - 2, 12), 1, lanes, acc)
@@ -54,26 +65,88 @@ def choose_tile(target: Any, acc: DType, m: int, n: int) -> Tile:
     return Tile((registers - 3) // 2, 2, lanes, acc)
 
 
-def choose(target: Any, a: DType, b: DType, m: int, n: int, k: int, batch: int, unit_a: str, unit_b: str) -> Blocking:
+def _k_block(target: Any, tile: Tile, k: int) -> int:
+    """Products between two visits to C: a panel of B stays in L1 while the panels of A pass by."""
+    kc = max(64, target.l1d * 3 // 4 // (tile.nr * tile.acc.itemsize) // 8 * 8)
+    if k <= kc * 3 // 2:
+        return max(k, 1)
+    return rounded_up(-(-k // -(-k // kc)), 8)
+
+
+def _stays_in_l1(target: Any, stride: int, count: int, width: int) -> bool:
+    """Whether ``count`` runs of ``width`` bytes, ``stride`` bytes apart, stay in half of L1: runs at a distance of a power of two
+    compete for a few of its sets."""
+    ways, line = 8, 64
+    period = target.l1d // ways
+    apart = max(line, gcd(stride, period))
+    places = period // apart * (apart // max(line, min(apart, rounded_up(width, line)))) * ways
+    return count <= places // 2 and count * max(width, line) <= target.l1d // 2
+
+
+def choose(
+    target: Any, dtype: DType, m: int, n: int, k: int, batch: int, unit_a: str, unit_b: str, stride_a: int, stride_b: int
+) -> Blocking:
     """The schedule of a product of ``batch`` matrices ``m`` by ``k`` and ``k`` by ``n``.
 
     Args:
         unit_a, unit_b: which stride is 1: ``"p"`` (rows of A, columns of B), ``"k"``, ``"any"``.
+        stride_a, stride_b: from one k to the next, in elements.
     """
-    acc = accumulator(a)
+    acc = accumulator(dtype)
     tile = choose_tile(target, acc, m, n)
+    kc = _k_block(target, tile, k)
     size = acc.itemsize
-    # A panel of B stays in half of L1 while the panels of A pass by; a block of A stays in half of L2.
-    kc = max(64, min(512, target.l1d // 2 // (tile.nr * size)) // 8 * 8)
-    if k <= kc * 3 // 2:
-        kc = max(k, 1)
+    near_a = unit_a == "k" or _stays_in_l1(target, stride_a * size, min(k, kc), min(m, 16) * size)
+    read_a = "direct" if dtype is acc and n <= 128 and (near_a or n <= tile.nr) else "packed"
+    # A block of packed A stays in L2.
+    limit = max(tile.mr, target.l2 * 3 // 8 // (kc * acc.itemsize))
+    mc, nc = _even(m, limit, tile.mr), _even(n, 512, tile.nr)
+
+    def blocks() -> int:
+        return batch * -(-m // mc) * -(-n // nc)
+
+    def divisible() -> bool:
+        return blocks() < _BLOCKS and mc * nc * k * 2 > _BLOCK_FLOPS
+
+    while divisible() and mc >= 2 * _LEAST_ROWS:
+        mc = _even(m, mc // 2, tile.mr)
+    least = _LEAST_COLUMNS if read_a == "packed" else 2 * tile.nr
+    while divisible() and nc >= 2 * least:
+        nc = _even(n, nc // 2, tile.nr)
+    k_part = max(k, 1)
+    if divisible() and k >= 1024:
+        parts = min(-(-_BLOCKS // blocks()), k // 512)
+        k_part = rounded_up(-(-k // parts), 8)
+        kc = min(kc, k_part)
+    near_b = m <= 2 * tile.mr or _stays_in_l1(target, stride_b * size, min(k, kc), tile.nr * size)
+    if dtype is acc and unit_b == "p" and m <= 64 and near_b:
+        read_b = "direct"
     else:
-        kc = rounded_up(-(-k // -(-k // kc)), 8)
-    mc_limit = max(tile.mr, target.l2 // 4 // (kc * size) // tile.mr * tile.mr)
-    blocks_m = -(-m // min(mc_limit, 128))
-    mc = rounded_up(-(-m // blocks_m), tile.mr)
-    nc = min(rounded_up(n, tile.nr), rounded_up(512, tile.nr))
-    direct_a = a is acc and n <= 128
-    direct_b = b is acc and unit_b == "p" and m <= 64
-    read_b = "direct" if direct_b else "packed" if blocks_m == 1 else "temp"
-    return Blocking(tile, "direct" if direct_a else "packed", read_b, mc, nc, kc, max(k, 1))
+        # Packed by each block for itself where no other block would use it again.
+        read_b = "packed" if mc >= m else "temp"
+    return Blocking(tile, read_a, read_b, mc, nc, kc, k_part)
+
+
+def _even(size: int, limit: int, step: int) -> int:
+    """Blocks of about equal size, at most about ``limit`` and a multiple of ``step``."""
+    count = max(1, -(-size // max(limit, step)))
+    return rounded_up(-(-size // count), step)
+
+
+@dataclass(frozen=True)
+class SkinnyBlocking:
+    """A schedule of a matrix-vector product: ``mc`` results a block, sums of ``k_part`` products."""
+
+    mc: int
+    k_part: int
+
+
+def choose_skinny(target: Any, dtype: DType, m: int, k: int, batch: int, form: str) -> SkinnyBlocking:
+    """The schedule of ``m`` sums of ``k`` products, ``batch`` times."""
+    elements = (128 << 10) // dtype.itemsize
+    # Along rows: enough of them for a copy of x to pay. Along columns: all that the strip of sums may take of L1, since memory is
+    # read fastest in one run.
+    mc = _even(m, target.l1d // 2 // 4 if form == "axpy" else max(64, min(4096, elements // max(k, 1))), 8)
+    blocks = batch * -(-m // mc)
+    parts = min(-(-_BLOCKS // blocks), k * min(m, mc) // elements, k // 64)
+    return SkinnyBlocking(mc, max(1, k) if parts < 2 else rounded_up(-(-k // parts), 16))

@@ -6,19 +6,22 @@ of reading, so a model needs a handful of them and a new batch size none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 from cermet.compiler.kernels import blocking
 from cermet.compiler.kernels.blocking import Blocking
+from cermet.compiler.kernels.finish import Epilogue, Output
 from cermet.compiler.kernels.gemm import GEMM_PARAMS, Variant, gemm_module
-from cermet.compiler.kernels.irtools import accumulator, rounded_up
+from cermet.compiler.kernels.irtools import accumulator, batch_strides, rounded_up
 from cermet.compiler.kernels.packing import PACK_PARAMS, pack_module
 from cermet.compiler.kernels.plan import Arg, KernelLaunch, Operand, Plan, Temp
+from cermet.compiler.kernels.skinny import COMBINE_PARAMS, SKINNY_PARAMS, SkinnyVariant, combine_module, skinny_module
 from cermet.dtypes import DType
 
-__all__ = ["ContractionSpec", "plan"]
+__all__ = ["ContractionSpec", "Epilogue", "plan"]
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,29 @@ class ContractionSpec:
 
 @dataclass(frozen=True)
 class _Problem:
-    """A spec in the form that the kernels like: few batch dimensions, C's columns of unit stride where possible."""
+    """A spec in the form that the kernels like, and how it differs from what was asked.
+
+    Attributes:
+        spec: few batch dimensions; C's columns of unit stride where possible.
+        swapped: it is the transposed product: our a is the caller's b, our rows are the caller's columns.
+        fold: the rows of one batch where a batch dimension was joined to the rows, else 0.
+        epilogue: with the arguments that bind its parameters.
+    """
 
     spec: ContractionSpec
-    name_a: str = "a"
-    name_b: str = "b"
+    target: Any
+    swapped: bool = False
+    fold: int = 0
+    epilogue: Epilogue | None = None
+    epilogue_args: tuple[Arg, ...] = ()
+
+    @property
+    def a(self) -> Operand:
+        return Operand("b" if self.swapped else "a")
+
+    @property
+    def b(self) -> Operand:
+        return Operand("a" if self.swapped else "b")
 
     @property
     def unit_a(self) -> str:
@@ -75,40 +96,99 @@ class _Problem:
         sk, sn = self.spec.strides_b[-2:]
         return "p" if sn == 1 else "k" if sk == 1 else "any"
 
+    @property
+    def acc(self) -> DType:
+        return accumulator(self.spec.dtype_a)
 
-def plan(spec: ContractionSpec, target: Any) -> Plan:
-    """The launches that compute ``spec`` from the operands ``"a"`` and ``"b"`` into ``"out"``."""
+    @property
+    def dims(self) -> int:
+        """Batch extents that kernels are told: 1 or 3."""
+        return 1 if len(self.spec.batch) <= 1 else 3
+
+    @property
+    def count(self) -> int:
+        return prod(self.spec.batch)
+
+    @property
+    def direct(self) -> bool:
+        """Whether sums can be kept in C itself."""
+        return self.spec.dtype_out is self.acc and self.spec.strides_out[-1] == 1 and self.epilogue is None
+
+    def output(self, adds: bool = False) -> Output:
+        s = self.spec
+        return Output(self.acc, s.dtype_out, s.strides_out[-1] == 1, adds, self.epilogue, self.swapped, self.fold > 0)
+
+    def output_args(self) -> dict[str, Arg]:
+        """Arguments for the parameters that the output adds to a kernel."""
+        return {"fold": self.fold, **{f"epilogue{i}": a for i, a in enumerate(self.epilogue_args)}}
+
+    def batch_args(self, **strides: tuple[int, ...]) -> dict[str, Arg]:
+        """Arguments for the batch sizes and the batch strides of some operands (given with the last two)."""
+        sizes = [1] * (3 - len(self.spec.batch)) + list(self.spec.batch)
+        values: dict[str, Arg] = {"batch1": sizes[1], "batch2": sizes[2]}
+        for name, full in strides.items():
+            values.update(zip(batch_strides(name), [0] * (5 - len(full)) + list(full[:-2]), strict=True))
+        return values
+
+    def launch(self, name: str, build: Any, key: str, params: Sequence[str], values: dict[str, Arg], **more: int) -> KernelLaunch:
+        return KernelLaunch(f"{key}|{self.target.code_key}", build, name, [values[p] for p in params], **more)
+
+
+def plan(
+    spec: ContractionSpec, target: Any, epilogue: Epilogue | None = None, epilogue_args: Sequence[Arg] = ()
+) -> Plan:
+    """The launches that compute ``spec`` from the operands ``"a"`` and ``"b"`` into ``"out"``.
+
+    Args:
+        spec: the product.
+        target: the machine, a `cermet.compiler.llvm.target.Target`.
+        epilogue: runs for each element of C instead of the store to ``"out"`` (which is then not written).
+        epilogue_args: one for each of the epilogue's parameters.
+
+    Raises:
+        ValueError: when there are not as many arguments as parameters.
+    """
+    if epilogue is not None and len(epilogue.params) != len(epilogue_args):
+        raise ValueError(f"contraction: the epilogue has {len(epilogue.params)} parameters but {len(epilogue_args)} arguments")
     if 0 in (spec.m, spec.n, *spec.batch):
         return Plan([])
-    problem = _normal(spec)
+    problem = _normal(spec, target, epilogue, tuple(epilogue_args))
     s = problem.spec
-    b = blocking.choose(target, s.dtype_a, s.dtype_b, s.m, s.n, s.k, prod(s.batch), problem.unit_a, problem.unit_b)
-    return _general(problem, b, target)
+    if s.m == 1 and problem.unit_b != "any":
+        return _skinny(problem)
+    b = blocking.choose(
+        target, s.dtype_a, s.m, s.n, s.k, problem.count, problem.unit_a, problem.unit_b, s.strides_a[-1], s.strides_b[-2]
+    )
+    return _general(problem, b)
 
 
-def _normal(spec: ContractionSpec) -> _Problem:
-    s = _merged(spec)
-    problem = _Problem(s)
+# -- the normal form -----------------------------------------------------------------------------------------------
+
+
+def _normal(spec: ContractionSpec, target: Any, epilogue: Epilogue | None, args: tuple[Arg, ...]) -> _Problem:
+    s = _canonical(spec)
     sm, sn = s.strides_out[-2:]
-    if (sm == 1 and sn != 1 and s.m > 1) or (s.n == 1 and s.m > 1 and sm == 1):
-        problem = _Problem(_transposed(s), "b", "a")
-    return problem
+    swapped = s.n == 1 < s.m or (sm == 1 and sn != 1 and s.m > 1 and epilogue is None)
+    if swapped:
+        s = _canonical(_transposed(s))
+    s, fold = _folded(s)
+    return _Problem(s, target, swapped, fold, epilogue, args)
 
 
 def _transposed(s: ContractionSpec) -> ContractionSpec:
     """The same numbers as ``C' = B' A'``."""
     return replace(
         s,
-        dtype_a=s.dtype_b, dtype_b=s.dtype_a, m=s.n, n=s.m,
+        m=s.n, n=s.m,
         strides_a=(*s.strides_b[:-2], s.strides_b[-1], s.strides_b[-2]),
         strides_b=(*s.strides_a[:-2], s.strides_a[-1], s.strides_a[-2]),
         strides_out=(*s.strides_out[:-2], s.strides_out[-1], s.strides_out[-2]),
     )  # fmt: skip
 
 
-def _merged(s: ContractionSpec) -> ContractionSpec:
-    """Without extents of 1; neighbouring batch dimensions joined where every operand walks them in one stride; strides of extents of 1
-    made those of contiguous operands, so that they do not hide a unit stride."""
+def _canonical(s: ContractionSpec) -> ContractionSpec:
+    """Without batch extents of 1; neighbouring batch dimensions joined where every operand walks them in one stride; strides of extents
+    of 1 chosen so that they hide no unit stride."""
     sizes: list[int] = []
     strides: list[tuple[int, int, int]] = []
     for i, size in enumerate(s.batch):
@@ -121,85 +201,163 @@ def _merged(s: ContractionSpec) -> ContractionSpec:
             sizes.append(size)
             strides.append(here)
     (am, ak), (bk, bn), (cm, cn) = s.strides_a[-2:], s.strides_b[-2:], s.strides_out[-2:]
-    if s.n == 1:
-        bn, cn = 1, 1
     if s.k <= 1:
-        ak, bk = (1, bk) if am != 1 else (s.m, bk)
+        # Whatever leaves the other stride its say.
+        ak = 1 if am != 1 else 0
+        bk = 1 if bn != 1 else 0
+    if s.n == 1:
+        bn, cn = (0 if bk == 1 else 1), 1
     if s.m == 1:
-        am, cm = (max(s.k, 1) if ak == 1 else 1), s.n
+        am, cm = (0 if ak == 1 else 1), (0 if cn == 1 else 1)
     a, b, c = ([t[i] for t in strides] for i in range(3))
     return replace(s, batch=tuple(sizes), strides_a=(*a, am, ak), strides_b=(*b, bk, bn), strides_out=(*c, cm, cn))
 
 
-def _batch_args(s: ContractionSpec, which: tuple[int, ...]) -> list[int]:
-    """Three batch strides, zeros in front."""
-    strides = which[:-2]
-    return [0] * (3 - len(strides)) + list(strides)
+def _folded(s: ContractionSpec) -> tuple[ContractionSpec, int]:
+    """With the innermost batch dimension joined to the rows where B is the same throughout (a linear layer on a batch of
+    sequences); and the rows of one batch, 0 where nothing was joined."""
+    if len(s.batch) != 1 or s.strides_b[0] != 0:
+        return s, 0
+    size = s.batch[0]
+    (ab, am, ak), (cb, cm, cn) = s.strides_a, s.strides_out
+    if s.m > 1 and (ab != s.m * am or cb != s.m * cm):
+        return s, 0
+    if s.m == 1:
+        am, cm = ab, cb
+    joined = replace(s, m=size * s.m, batch=(), strides_a=(am, ak), strides_b=s.strides_b[1:], strides_out=(cm, cn))
+    return joined, s.m
 
 
-def _general(p: _Problem, b: Blocking, target: Any) -> Plan:
-    s, tile = p.spec, b.tile
-    acc = accumulator(s.dtype_a)
-    sizes = [1] * (3 - len(s.batch)) + list(s.batch)
-    count = prod(s.batch)
-    dims = 1 if len(s.batch) <= 1 else 3
+# -- schedules -----------------------------------------------------------------------------------------------------
+
+
+def _general(p: _Problem, b: Blocking) -> Plan:
+    """Blocks of register tiles; B packed first where several blocks use it; partial sums joined last."""
+    s, tile, size = p.spec, b.tile, p.acc.itemsize
     m_blocks, n_blocks, k_parts = -(-s.m // b.mc), -(-s.n // b.nc), max(1, -(-s.k // b.k_part))
-    direct_c = s.dtype_out is acc and s.strides_out[-1] == 1
     temps: list[int] = []
     launches: list[KernelLaunch] = []
-    b_arg: Arg = Operand(p.name_b)
+    b_arg: Arg = p.b
     panels = -(-s.n // tile.nr)
-    if b.read_b == "temp":
-        launches.append(_pack_launch(p, b, target, dims, sizes, panels))
-        temps.append(count * panels * tile.nr * s.k * acc.itemsize)
+    if b.read_b == "temp" and s.k:
+        launches.append(_pack(p, b, panels))
         b_arg = Temp(0)
+        temps.append(p.count * panels * tile.nr * s.k * size)
+    direct, out, out_args, strides_out = p.direct, p.output(adds=p.direct), p.output_args(), s.strides_out
+    c_arg: Arg = Operand("out")
+    if k_parts > 1:
+        direct, out, out_args = True, Output(p.acc, p.acc, True, adds=True), {}
+        strides_out, c_arg = _contiguous(s), Temp(len(temps))
+        temps.append(k_parts * p.count * s.m * s.n * size)
     variant = Variant(
-        tile, s.dtype_a, s.dtype_b, s.dtype_out, b.read_a, p.unit_a, b.read_b, p.unit_b, direct_c, s.strides_out[-1] == 1, dims,
+        tile, s.dtype_a, s.dtype_b, out, b.read_a, p.unit_a, b.read_b, p.unit_b, direct, p.dims,
         whole=m_blocks == n_blocks == k_parts == 1,
     )  # fmt: skip
-    slack = 2 * tile.lanes * acc.itemsize
-    space_a = rounded_up(rounded_up(b.mc, tile.mr) * b.kc * acc.itemsize + slack, 64) if b.read_a == "packed" else 0
-    space_b = 0 if b.read_b == "temp" else rounded_up(b.kc * tile.nr * acc.itemsize + slack, 64)
-    staged_tiles = 1 if direct_c or b.kc >= min(s.k, b.k_part) else -(-b.mc // tile.mr) * -(-b.nc // tile.nr)
+    space_a, space_b, space_c, stage = _scratch(b, direct, s.k, size)
     values: dict[str, Arg] = {
-        "a": Operand(p.name_a), "b": b_arg, "c": Operand("out"), "m": s.m, "n": s.n, "k": s.k,
+        "a": p.a, "b": b_arg, "c": c_arg, "m": s.m, "n": s.n, "k": s.k,
         "mc": b.mc, "nc": b.nc, "kc": b.kc, "m_blocks": m_blocks, "n_blocks": n_blocks, "k_part": b.k_part, "k_parts": k_parts,
-        "c_part": 0, "b_space": space_a, "c_space": space_a + space_b, "stage_step": tile.mr * tile.nr if staged_tiles > 1 else 0,
-        "b_panels": panels, "batch1": sizes[1], "batch2": sizes[2],
+        "c_part": p.count * s.m * s.n, "b_space": space_a, "c_space": space_a + space_b, "stage_step": stage, "b_panels": panels,
         "a_m": s.strides_a[-2], "a_k": s.strides_a[-1], "b_k": s.strides_b[-2], "b_n": s.strides_b[-1],
-        "c_m": s.strides_out[-2], "c_n": s.strides_out[-1],
+        "c_m": strides_out[-2], "c_n": strides_out[-1],
+        **p.batch_args(a=s.strides_a, b=s.strides_b, c=strides_out), **out_args,
     }  # fmt: skip
-    for letter, strides in (("a", s.strides_a), ("b", s.strides_b), ("c", s.strides_out)):
-        values.update(zip((f"{letter}_b{i}" for i in range(3)), _batch_args(s, strides), strict=True))
+    work = 2 * min(b.mc, s.m) * min(b.nc, s.n) * min(b.k_part, max(s.k, 1))
     launches.append(
-        KernelLaunch(
-            key=f"{variant.key}|{target.code_key}",
-            build=lambda: gemm_module(target, variant),
-            entry="gemm",
-            args=[values[name] for name in GEMM_PARAMS],
-            blocks=count * m_blocks * n_blocks * k_parts,
-            scratch=space_a + space_b + staged_tiles * tile.mr * tile.nr * acc.itemsize,
-            grain=max(1, int(2e6 / (2 * b.mc * b.nc * min(b.k_part, max(s.k, 1))))),
-            flops=2 * count * s.m * s.n * s.k,
+        p.launch(
+            "gemm", lambda: gemm_module(p.target, variant), variant.key, (*GEMM_PARAMS, *out.params), values,
+            blocks=p.count * m_blocks * n_blocks * k_parts, scratch=space_a + space_b + space_c,
+            grain=max(1, _GRAIN_FLOPS // max(work, 1)), flops=2 * p.count * s.m * s.n * s.k,
         )
-    )
+    )  # fmt: skip
+    if k_parts > 1:
+        launches.append(_combine(p, k_parts, len(temps) - 1))
     return Plan(launches, temps)
 
 
-def _pack_launch(p: _Problem, b: Blocking, target: Any, dims: int, sizes: list[int], panels: int) -> KernelLaunch:
+_GRAIN_FLOPS = 1 << 20  # about ten microseconds: less is not worth waking a thread for
+
+
+def _scratch(b: Blocking, direct: bool, k: int, size: int) -> tuple[int, int, int, int]:
+    """Bytes of worker memory for panels of A, panels of B and tiles of C; elements from one such tile to the next."""
+    tile = b.tile
+    slack = tile.lanes * size  # see `packing.pack_function`
+    space_a = rounded_up(rounded_up(b.mc, tile.mr) * b.kc * size + slack, 64) if b.read_a == "packed" else 0
+    space_b = 0 if b.read_b == "temp" else rounded_up(b.kc * tile.nr * size + slack, 64)
+    one = tile.mr * tile.nr
+    if direct or b.kc >= min(k, b.k_part):
+        return space_a, space_b, one * size, 0
+    return space_a, space_b, -(-b.mc // tile.mr) * -(-b.nc // tile.nr) * one * size, one
+
+
+def _contiguous(s: ContractionSpec) -> tuple[int, ...]:
+    """Strides of C laid out row by row."""
+    strides = [s.m * s.n] * len(s.batch)
+    for i in reversed(range(len(s.batch) - 1)):
+        strides[i] = strides[i + 1] * s.batch[i + 1]
+    return (*strides, s.n, 1)
+
+
+def _pack(p: _Problem, b: Blocking, panels: int) -> KernelLaunch:
     s = p.spec
     group, chunk = 32, 128
     groups, chunks = -(-panels // group), -(-s.k // chunk)
-    values: dict[str, Arg] = {
-        "src": Operand(p.name_b), "dst": Temp(0), "count": s.n, "k": s.k, "sp": s.strides_b[-1], "sk": s.strides_b[-2],
-        "batch1": sizes[1], "batch2": sizes[2], "panels": panels, "groups": groups, "group": group, "chunks": chunks, "chunk": chunk,
-    }  # fmt: skip
-    values.update(zip((f"src_b{i}" for i in range(3)), _batch_args(s, s.strides_b), strict=True))
     width, unit = b.tile.nr, p.unit_b
-    return KernelLaunch(
-        key=f"pack {s.dtype_b.name} {width} {unit} {dims}|{target.code_key}",
-        build=lambda: pack_module(target, s.dtype_b, width, unit, dims),
-        entry="pack",
-        args=[values[name] for name in PACK_PARAMS],
-        blocks=prod(s.batch) * groups * chunks,
-    )
+    values: dict[str, Arg] = {
+        "src": p.b, "dst": Temp(0), "count": s.n, "k": s.k, "sp": s.strides_b[-1], "sk": s.strides_b[-2],
+        "panels": panels, "groups": groups, "group": group, "chunks": chunks, "chunk": chunk, **p.batch_args(src=s.strides_b),
+    }  # fmt: skip
+    return p.launch(
+        "pack", lambda: pack_module(p.target, s.dtype_b, width, unit, p.dims), f"pack {s.dtype_b.name} {width} {unit} {p.dims}",
+        PACK_PARAMS, values, blocks=p.count * groups * chunks, grain=max(1, (1 << 15) // (min(group, panels) * width * min(chunk, s.k))),
+    )  # fmt: skip
+
+
+def _combine(p: _Problem, parts: int, temp: int) -> KernelLaunch:
+    """Partial sums of temporary ``temp`` become C."""
+    s, out = p.spec, p.output()
+    m, n, c_m = s.m, s.n, s.strides_out[-2]
+    if not s.batch and out.epilogue is None and (s.m == 1 or c_m == s.n) and out.unit:
+        m, n = 1, s.m * s.n
+    nc = min(n, 1024)
+    n_blocks = -(-n // nc)
+    values: dict[str, Arg] = {
+        "src": Temp(temp), "c": Operand("out"), "n": n, "c_m": c_m, "c_n": s.strides_out[-1], "rows": m, "nc": nc, "n_blocks": n_blocks,
+        "parts": parts, "part": p.count * s.m * s.n, **p.batch_args(c=s.strides_out), **p.output_args(),
+    }  # fmt: skip
+    return p.launch(
+        "combine", lambda: combine_module(p.target, out, p.dims), f"combine {p.acc.name} {out.key} {p.dims}",
+        (*COMBINE_PARAMS, *out.params), values, blocks=p.count * m * n_blocks, scratch=rounded_up(nc * p.acc.itemsize, 64),
+        grain=max(1, (1 << 16) // (nc * parts)),
+    )  # fmt: skip
+
+
+def _skinny(p: _Problem) -> Plan:
+    """One row of C: bound by reading B."""
+    s, size = p.spec, p.acc.itemsize
+    form = "dot" if p.unit_b == "k" else "axpy"
+    b = blocking.choose_skinny(p.target, s.dtype_b, s.n, s.k, p.count, form)
+    m_blocks, k_parts = -(-s.n // b.mc), max(1, -(-s.k // b.k_part))
+    out, out_args, strides_out, c_arg, temps = p.output(), p.output_args(), s.strides_out, Operand("out"), []
+    launches = []
+    arg: Arg = c_arg
+    if k_parts > 1:
+        out, out_args, strides_out, arg = Output(p.acc, p.acc, True), {}, _contiguous(s), Temp(0)
+        temps = [k_parts * p.count * s.n * size]
+    variant = SkinnyVariant(s.dtype_a, form, s.strides_a[-1] == 1, out, p.dims)
+    strip = rounded_up((rounded_up(min(b.mc, s.n), 8) + 2 * p.target.lanes(size)) * size, 64)
+    values: dict[str, Arg] = {
+        "a": p.b, "b": p.a, "c": arg, "m": s.n, "k": s.k, "a_m": s.strides_b[-1], "a_k": s.strides_b[-2], "b_k": s.strides_a[-1],
+        "c_m": strides_out[-1], "mc": b.mc, "m_blocks": m_blocks, "k_part": b.k_part, "k_parts": k_parts, "c_part": p.count * s.n,
+        "x_space": strip, **p.batch_args(a=s.strides_b, b=s.strides_a, c=strides_out), **out_args,
+    }  # fmt: skip
+    launches.append(
+        p.launch(
+            "skinny", lambda: skinny_module(p.target, variant), variant.key, (*SKINNY_PARAMS, *out.params), values,
+            blocks=p.count * m_blocks * k_parts, scratch=strip + rounded_up(min(b.k_part, max(s.k, 1)) * size, 64),
+            grain=max(1, (1 << 16) // (min(b.mc, s.n) * min(b.k_part, max(s.k, 1)))), flops=2 * p.count * s.n * s.k,
+        )
+    )  # fmt: skip
+    if k_parts > 1:
+        launches.append(_combine(p, k_parts, 0))
+    return Plan(launches, temps)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
-from cermet.compiler.kernels.irtools import PTR, Index, KernelEmit, Value, acc_type, new_module
-from cermet.compiler.llvm.builder import memory_type
+from cermet.compiler.kernels.irtools import PTR, Index, KernelEmit, Value, acc_type, new_module, widen
+from cermet.compiler.llvm.builder import memory_type, vector
 from cermet.dtypes import DType
 
-__all__ = ["PackWeights", "Relayout"]
+__all__ = ["FillZeros", "PackWeights", "Relayout"]
 
 
 @dataclass(frozen=True)
@@ -17,39 +18,45 @@ class PackWeights:
     """Weights in blocks of output channels: ``[group][block][taps...][reduced channel][channels of a block]``.
 
     The last block of a group overlaps the one before where there are more channels than a block has, and is filled up with
-    zeros where there are fewer. One parallel block packs one block of channels. Behind the weights come ``zeros`` bytes of zeros (parallel
-    block number ``groups * blocks``): what taps in the padding read. Strides are in elements.
+    zeros where there are fewer. One parallel block packs one block of channels. Behind the weights come ``zeros`` zeros (parallel
+    block number ``groups * blocks``): what taps in the padding read. Strides are in elements: ``s_g`` between groups, ``s_n`` between
+    output channels, ``s_k`` between reduced ones. With ``mixing``, every so many channels are a group of their own, ``s_g`` apart.
     """
 
     source: DType
     compute: DType
     rank: int
-    channels: int
+    vectors: int
+    lanes: int
+    mixing: int = 0
     ENTRY = "conv_pack"
 
     @property
+    def channels(self) -> int:
+        return self.vectors * self.lanes
+
+    @property
     def key(self) -> str:
-        return f"conv_pack:{self.source.name}:{self.compute.name}:{self.rank}d:{self.channels}"
+        return f"conv_pack:{self.source.name}:{self.compute.name}:{self.rank}d:{self.vectors}x{self.lanes}:{self.mixing}"
 
     def params(self) -> list[str]:
         own = ["src", "dst", "groups", "blocks", "outs", "reduced", "zeros", "s_g", "s_n", "s_k"]
         return own + [f"{p}{d}" for d in range(self.rank) for p in ("taps", "s")]
 
     def build(self, target: Any) -> Any:
+        """The LLVM module."""
         module = new_module("conv_pack", target)
         k = KernelEmit(module, self.ENTRY, self.params(), target)
         s = {p: k.slot(p) for p in self.params()[2:]}
-        dst = k.slot("dst", PTR)
-        per_block: Index = k.mul(s["reduced"], self.channels)
-        for d in range(self.rank):
-            per_block = k.mul(per_block, s[f"taps{d}"])
+        dst, element = k.slot("dst", PTR), acc_type(self.compute)
+        per_block = reduce(k.mul, [s[f"taps{d}"] for d in range(self.rank)], k.mul(s["reduced"], self.channels))
         last = k.mul(s["groups"], s["blocks"])
         with k.loop(k.begin, k.end) as block:
-            to = k.at(dst, k.mul(block, per_block), acc_type(self.compute))
+            to = k.at(dst, k.mul(block, per_block), element)
 
             def zeros(to: Value = to) -> None:
                 with k.loop(0, s["zeros"]) as i:
-                    k.store(k.zero(self.compute), k.at(to, i, acc_type(self.compute)), self.compute)
+                    k.store(k.zero(self.compute), k.at(to, i, element), self.compute)
 
             k.choose(k.cmp("eq", block, last), zeros, lambda block=block, to=to: self._block(k, s, block, to))
         k.done()
@@ -59,40 +66,80 @@ class PackWeights:
         group, n = k.divmod(block, s["blocks"])
         low = k.min(k.mul(n, self.channels), k.x.smax(k.sub(s["outs"], self.channels), k.index(0)))
         count = k.min(k.sub(s["outs"], low), self.channels)
-        base = k.at(k.slot("src", PTR), k.add(k.mul(group, s["s_g"]), k.mul(low, s["s_n"])), memory_type(self.source))
-        with k.loop(0, s["reduced"]) as c, k.loop(0, self.channels) as lane:
-            from_ = k.add(k.mul(c, s["s_k"]), k.mul(lane, s["s_n"]))
-            self._taps(k, s, 0, base, from_, k.add(k.mul(c, self.channels), lane), to, k.cmp("slt", lane, count))
+        if self.mixing:
+            across, within = k.divmod(low, self.mixing)
+            start = k.add(k.mul(across, s["s_g"]), k.mul(within, s["s_n"]))
+        else:
+            start = k.add(k.mul(group, s["s_g"]), k.mul(low, s["s_n"]))
+        base = k.at(k.slot("src", PTR), start, memory_type(self.source))
 
-    def _taps(self, k: KernelEmit, s: dict[str, Value], d: int, base: Value, from_: Index, at: Index, to: Value, exists: Value) -> None:
-        """All taps of one (reduced channel, channel) pair: the innermost loops, because a weight's taps usually lie together."""
+        def every() -> None:
+            with k.loop(0, s["reduced"]) as c:
+                self._taps(k, s, 0, k.mul(c, s["s_k"]), k.mul(c, self.channels), lambda a, b: self._row(k, s, base, a, to, b))
+
+        def some() -> None:
+            with k.loop(0, s["reduced"]) as c:
+                self._taps(k, s, 0, k.mul(c, s["s_k"]), k.mul(c, self.channels), lambda a, b: self._few(k, s, base, a, to, b, count))
+
+        k.choose(k.cmp("eq", count, self.channels), every, some)
+
+    def _taps(self, k: KernelEmit, s: dict[str, Value], d: int, from_: Index, at: Index, leaf: Any) -> None:
+        """All taps of one reduced channel: the innermost loops, because a weight's taps usually lie together."""
         if d == self.rank:
-            zero = k.zero(self.compute)
-            [value] = k.blend(exists, lambda: [k.load(k.at(base, from_, memory_type(self.source)), self.source)], [zero])
-            k.store(value, k.at(to, at, acc_type(self.compute)), self.compute)
+            leaf(from_, at)
             return
-        step: Index = k.mul(s["reduced"], self.channels)
-        for inner in range(d + 1, self.rank):
-            step = k.mul(step, s[f"taps{inner}"])
+        step = reduce(k.mul, [s[f"taps{i}"] for i in range(d + 1, self.rank)], k.mul(s["reduced"], self.channels))
         with k.loop(0, s[f"taps{d}"]) as i:
-            self._taps(k, s, d + 1, base, k.add(from_, k.mul(i, s[f"s{d}"])), k.add(at, k.mul(i, step)), to, exists)
+            self._taps(k, s, d + 1, k.add(from_, k.mul(i, s[f"s{d}"])), k.add(at, k.mul(i, step)), leaf)
+
+    def _row(self, k: KernelEmit, s: dict[str, Value], base: Value, from_: Value, to: Value, at: Value) -> None:
+        """All channels of a block, gathered into vectors."""
+        type_ = memory_type(self.source)
+        group = source = k.at(base, from_, type_)
+        values = []
+        for lane in range(self.channels):
+            values.append(k.load_raw(type_, source, self.source.itemsize))
+            if self.mixing and (lane + 1) % self.mixing == 0:
+                group = source = k.at(group, s["s_g"], type_)
+            else:
+                source = k.at(source, s["s_n"], type_)
+        for v in range(self.vectors):
+            row = k.x.poison(vector(type_, self.lanes))
+            for lane in range(self.lanes):
+                row = k.x.insert(row, values[v * self.lanes + lane], lane)
+            k.store(widen(k.x, row, self.source), k.at(to, k.add(at, v * self.lanes), acc_type(self.compute)), self.compute)
+
+    def _few(self, k: KernelEmit, s: dict[str, Value], base: Value, from_: Value, to: Value, at: Value, count: Value) -> None:
+        """``count`` channels, then zeros."""
+        type_, element = memory_type(self.source), acc_type(self.compute)
+        with k.loop(0, count) as lane:
+            value = k.load(k.at(base, k.add(from_, k.mul(lane, s["s_n"])), type_), self.source)
+            k.store(value, k.at(to, k.add(at, lane), element), self.compute)
+        with k.loop(count, self.channels) as lane:
+            k.store(k.zero(self.compute), k.at(to, k.add(at, lane), element), self.compute)
 
 
 @dataclass(frozen=True)
 class Relayout:
     """A strided copy that converts, ``dst[n, rows..., x, c] = src[n, rows..., x - left, c]``, zero where x - left is not in the source.
 
-    One parallel block copies one row (all x and c of one n and one position in the other dimensions). Strides in elements.
+    One parallel block copies one row (all x and c of one n and one position in the other dimensions). Strides are in elements.
+
+    Attributes:
+        transposing: x is dense on one side and c on the other (``"in"``: x in the source; ``"out"``: x in the destination), so squares of
+            a vector's lanes are transposed in registers. ``""``: element by element.
     """
 
     source: DType
     dest: DType
     rank: int
+    lanes: int
+    transposing: str = ""
     ENTRY = "conv_relayout"
 
     @property
     def key(self) -> str:
-        return f"conv_relayout:{self.source.name}:{self.dest.name}:{self.rank}d"
+        return f"conv_relayout:{self.source.name}:{self.dest.name}:{self.rank}d:{self.lanes}{self.transposing}"
 
     def params(self) -> list[str]:
         own = ["src", "dst", "columns", "left", "width", "channels", "src_x", "dst_x", "src_c", "dst_c"]
@@ -100,10 +147,13 @@ class Relayout:
         return own + [f"{p}{d}" for d in range(self.rank) for p in ("extent", "src_s", "dst_s")]
 
     def build(self, target: Any) -> Any:
+        """The LLVM module."""
         module = new_module("conv_relayout", target)
         k = KernelEmit(module, self.ENTRY, self.params(), target)
         s = {p: k.slot(p) for p in self.params()[2:]}
-        src_type, dst_type = memory_type(self.source), memory_type(self.dest)
+        # Columns low .. high of the destination have a source.
+        low = k.min(s["left"], s["columns"])
+        high = k.x.smax(k.min(s["columns"], k.add(s["left"], s["width"])), low)
         with k.loop(k.begin, k.end) as block:
             rest: Index = block
             from_: Index = 0
@@ -112,14 +162,78 @@ class Relayout:
                 rest, i = k.divmod(rest, s[f"extent{d}"])
                 from_ = k.add(from_, k.mul(i, s[f"src_s{d}"]))
                 to = k.add(to, k.mul(i, s[f"dst_s{d}"]))
-            src = k.at(k.slot("src", PTR), from_, src_type)
-            dst = k.at(k.slot("dst", PTR), to, dst_type)
-            with k.loop(0, s["columns"]) as x:
-                column = k.sub(x, s["left"])
-                inside = k.x.and_(k.cmp("sge", column, 0), k.cmp("slt", column, s["width"]))
-                with k.loop(0, s["channels"]) as c:
-                    at = k.add(k.mul(column, s["src_x"]), k.mul(c, s["src_c"]))
-                    [value] = k.blend(inside, lambda at=at: [k.load(k.at(src, at, src_type), self.source)], [k.zero(self.source)])
-                    k.store(value, k.at(dst, k.add(k.mul(x, s["dst_x"]), k.mul(c, s["dst_c"])), dst_type), self.dest)
+            src = k.at(k.slot("src", PTR), k.sub(from_, k.mul(s["left"], s["src_x"])), memory_type(self.source))
+            dst = k.at(k.slot("dst", PTR), to, memory_type(self.dest))
+            for first, last in ((0, low), (high, s["columns"])):
+                self._each(k, s, None, dst, (first, last), (0, s["channels"]))
+            if self.transposing:
+                self._squares(k, s, src, dst, low, high)
+            else:
+                self._each(k, s, src, dst, (low, high), (0, s["channels"]))
+        k.done()
+        return module
+
+    def _each(
+        self, k: KernelEmit, s: dict[str, Value], src: Value | None, dst: Value, columns: tuple[Index, Index], channels: tuple[Index, Index]
+    ) -> None:
+        """Element by element; zeros where there is no source."""
+        with k.loop(*channels) as c, k.loop(*columns) as x:
+            value = k.zero(self.source.compute)
+            if src is not None:
+                at = k.add(k.mul(x, s["src_x"]), k.mul(c, s["src_c"]))
+                value = k.load(k.at(src, at, memory_type(self.source)), self.source)
+            k.store(value, k.at(dst, k.add(k.mul(x, s["dst_x"]), k.mul(c, s["dst_c"])), memory_type(self.dest)), self.dest)
+
+    def _squares(self, k: KernelEmit, s: dict[str, Value], src: Value, dst: Value, low: Value, high: Value) -> None:
+        """Squares of lanes × lanes; the last of a row or column overlaps the one before it."""
+        n, channels = self.lanes, s["channels"]
+
+        def squares() -> None:
+            with k.loop(0, channels, n) as c0, k.loop(low, high, n) as x0:
+                c, x = k.min(c0, k.sub(channels, n)), k.min(x0, k.sub(high, n))
+                from_ = k.at(src, k.add(k.mul(x, s["src_x"]), k.mul(c, s["src_c"])), memory_type(self.source))
+                to = k.at(dst, k.add(k.mul(x, s["dst_x"]), k.mul(c, s["dst_c"])), memory_type(self.dest))
+                # Rows of the source run along its dense dimension.
+                stride, across = (s["src_c"], s["dst_x"]) if self.transposing == "in" else (s["src_x"], s["dst_c"])
+                rows = [k.load(k.at(from_, k.mul(stride, i), memory_type(self.source)), self.source, n) for i in range(n)]
+                for i, row in enumerate(transpose(k, rows)):
+                    k.store(row, k.at(to, k.mul(across, i), memory_type(self.dest)), self.dest)
+
+        enough = k.x.and_(k.cmp("sge", k.sub(high, low), n), k.cmp("sge", channels, n))
+        k.choose(enough, squares, lambda: self._each(k, s, src, dst, (low, high), (0, channels)))
+
+
+def transpose(k: KernelEmit, rows: list[Value]) -> list[Value]:
+    """A square of vectors transposed in registers: at each step, halves of ever larger squares change places."""
+    n, step = len(rows), 1
+    while step < n:
+        made = list(rows)
+        for i in range(n):
+            if i & step:
+                continue
+            a, b = rows[i], rows[i + step]
+            made[i] = k.x.shuffle(a, b, [lane - step + n if lane & step else lane for lane in range(n)])
+            made[i + step] = k.x.shuffle(a, b, [lane + n if lane & step else lane + step for lane in range(n)])
+        rows, step = made, 2 * step
+    return rows
+
+
+@dataclass(frozen=True)
+class FillZeros:
+    """Fills its first argument with as many zeros as the second says."""
+
+    compute: DType
+    ENTRY = "conv_zeros"
+
+    @property
+    def key(self) -> str:
+        return f"conv_zeros:{self.compute.name}"
+
+    def build(self, target: Any) -> Any:
+        """The LLVM module."""
+        module = new_module("conv_zeros", target)
+        k = KernelEmit(module, self.ENTRY, ["dst", "count"], target)
+        with k.loop(k.begin, k.end), k.loop(0, k.slot("count")) as i:
+            k.store(k.zero(self.compute), k.at(k.slot("dst", PTR), i, acc_type(self.compute)), self.compute)
         k.done()
         return module

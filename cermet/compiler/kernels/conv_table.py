@@ -148,12 +148,9 @@ class PixelTable:
         return self.k.at(scratch, self.k.mul(which, capacity), I64)
 
     def coordinates(
-        self, scratch: Value, capacity: Index, phase: list[dict[str, Value]], first: Value, valid: Value, total: Value, moves: tuple[Value, Value]
+        self, scratch: Value, capacity: Index, phase: list[dict[str, Value]], first: Value, valid: Value, total: Value
     ) -> None:
-        """Write the arrays for pixels ``first .. first + total``, of which the first ``valid`` exist and the others lie far outside.
-
-        ``moves`` are byte offsets into source and destination (the group's).
-        """
+        """Write the arrays for pixels ``first .. first + total``, of which the first ``valid`` exist and the others lie far outside."""
         k, s = self.k, self.slots
         n_inner = k.cmp("ne", s["batch_inner"], 0)
         extents = [d["pixels"] for d in reversed(phase)]  # the last dimension counts fastest
@@ -167,7 +164,7 @@ class PixelTable:
             rest, c = k.divmod(rest, extent)
             counters.append(c)
         counters.append(rest)
-        source, dest = k.add(self.source, moves[0]), k.add(self.dest, moves[1])
+        source, dest = self.source, self.dest
         for d in range(self.rank):
             dest = k.add(dest, k.mul(phase[d]["r"], s[f"dst_s{d}"]))
         arrays = [self.array(scratch, i, capacity) for i in range(self.rank + 2)]

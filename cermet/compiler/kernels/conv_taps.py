@@ -41,27 +41,27 @@ class TapKernel:
         result: dtype of the destination in memory.
         rank: spatial dimensions.
         tile: the register tile.
-        depthwise: every output channel reads the input channel of its own number, and nothing else.
+        mixing: 0 where a group has many channels. Else groups have ``mixing`` channels in and out, a divisor of a vector's lanes: then
+            a vector of outputs spans several groups and is computed from the vector of the same input channels (1: depthwise).
     """
 
     compute: DType
     result: DType
     rank: int
     tile: Tile
-    depthwise: bool = False
+    mixing: int = 0
 
     ENTRY = "conv_taps"
 
     @property
     def key(self) -> str:
         t = self.tile
-        kind = "dw" if self.depthwise else "dense"
-        return f"conv_taps:{kind}:{self.compute.name}:{self.result.name}:{self.rank}d:{t.pixels}x{t.vectors}x{t.lanes}"
+        return f"conv_taps:{self.mixing}:{self.compute.name}:{self.result.name}:{self.rank}d:{t.pixels}x{t.vectors}x{t.lanes}"
 
     def params(self) -> list[str]:
         """The named parameters, in order; the phases of the axes follow them."""
         own = ["src", "weights", "zeros", "dst"]
-        own += ["chunks", "phase_count", "parts", "part_blocks", "blocks", "tiles", "run", "outs", "taps", "src_g", "dst_g", "w_block"]
+        own += ["chunks", "phase_count", "part_blocks", "groups", "blocks", "tiles", "run", "outs", "taps", "src_g", "w_block"]
         return own + PixelTable.params(self.rank)
 
     def scratch(self, tiles: int, taps: int) -> int:
@@ -101,39 +101,43 @@ class _Body:
         k, s = self.k, self.s
         with k.loop(k.begin, k.end) as block:
             rest, chunk = k.divmod(block, s["chunks"])
-            rest, phase_index = k.divmod(rest, s["phase_count"])
-            group, part = k.divmod(rest, s["parts"])
+            part, phase_index = k.divmod(rest, s["phase_count"])
             phase = self.table.phase(phase_index)
             first = k.mul(chunk, k.mul(s["tiles"], self.tile.pixels))
             pixels = k.min(k.sub(self.table.pixel_count(phase), first), k.mul(s["tiles"], self.tile.pixels))
             with k.when(k.cmp("sgt", pixels, 0)):
                 tiles = k.ceil_div(pixels, self.tile.pixels)
-                self._tables(phase, first, pixels, tiles, group)
+                self._tables(phase, first, pixels, tiles)
                 low = k.mul(part, s["part_blocks"])
-                high = k.min(k.add(low, s["part_blocks"]), s["blocks"])
-                with k.loop(low, high) as block_n, k.loop(0, tiles) as tile:
-                    self._tile(tile, block_n, group, pixels)
+                high = k.min(k.add(low, s["part_blocks"]), k.mul(s["groups"], s["blocks"]))
+                if self.spec.mixing:  # little work a tile: go through memory in its own order
+                    with k.loop(0, tiles) as tile, k.loop(low, high) as block_n:
+                        self._tile(tile, block_n, pixels)
+                else:  # much: keep the weights of a block in the cache
+                    with k.loop(low, high) as block_n, k.loop(0, tiles) as tile:
+                        self._tile(tile, block_n, pixels)
         k.done()
 
-    def _tables(self, phase: list[dict[str, Value]], first: Value, pixels: Value, tiles: Value, group: Value) -> None:
+    def _tables(self, phase: list[dict[str, Value]], first: Value, pixels: Value, tiles: Value) -> None:
         k = self.k
         # Beyond the last tile a few pixels more, so that whole vectors of coordinates are defined.
         total = k.add(k.mul(tiles, self.tile.pixels), self.table.lanes - self.tile.pixels)
-        moves = (k.mul(group, self.s["src_g"]), k.mul(group, self.s["dst_g"]))
-        self.table.coordinates(k.scratch, self.capacity, phase, first, pixels, total, moves)
+        self.table.coordinates(k.scratch, self.capacity, phase, first, pixels, total)
         with k.loop(0, tiles) as tile:
             entries = k.at(self.table_at, k.mul(tile, self.stride), I64)
             at = k.mul(tile, self.tile.pixels)
             count = self.table.entries(k.scratch, self.capacity, phase, at, entries, range(self.spec.rank), start())
             k.store_raw(count, k.at(self.counts, tile, I64), 8)
 
-    def _tile(self, tile: Value, block_n: Value, group: Value, pixels: Value) -> None:
-        """One tile: all taps, then the stores."""
+    def _tile(self, tile: Value, block_n: Value, pixels: Value) -> None:
+        """One tile: all taps, then the stores. ``block_n`` counts on over the groups."""
         k, s, t = self.k, self.s, self.tile
-        number = k.add(k.mul(group, s["blocks"]), block_n)
-        weights = k.x.line(PTR, f"getelementptr i8, ptr {self.weights.get_reference()}, i64 {k.mul(number, s['w_block']).get_reference()}")
+        weights = self._on(self.weights, k.mul(block_n, s["w_block"]))
+        group, block = k.divmod(block_n, s["blocks"])
         # The last block of channels overlaps the one before it rather than being a partial one.
-        channel = k.min(k.mul(block_n, t.channels), k.x.smax(k.sub(s["outs"], t.channels), k.index(0)))
+        within = k.min(k.mul(block, t.channels), k.x.smax(k.sub(s["outs"], t.channels), k.index(0)))
+        channel = k.add(k.mul(group, s["outs"]), within)
+        source = channel if self.spec.mixing else k.mul(group, s["src_g"])
         entries = k.at(self.table_at, k.mul(tile, self.stride), I64)
         count = k.load_raw(I64, k.at(self.counts, tile, I64), 8)
         zeros = [k.zero(self.spec.compute, t.lanes)] * (t.pixels * t.vectors)
@@ -142,16 +146,23 @@ class _Body:
             row = k.at(entries, k.mul(e, self.table.words), I64)
             pointers = [k.load_raw(PTR, k.at(row, i, I64), 8) for i in range(t.pixels)]
             offset = k.load_raw(I64, k.at(row, t.pixels, I64), 8)
-            w = k.x.line(PTR, f"getelementptr i8, ptr {weights.get_reference()}, i64 {offset.get_reference()}")
-            return self._depthwise(pointers, w, channel, acc) if self.spec.depthwise else self._dense(pointers, w, acc)
+            mix = self._mixed if self.spec.mixing else self._dense
+            return mix(pointers, self._on(weights, offset), source, acc)
 
         acc = k.fold(0, count, 1, zeros, entry)
         self._store(tile, channel, pixels, acc)
 
-    def _dense(self, pointers: list[Value], w: Value, acc: list[Value]) -> list[Value]:
-        """All channels of one tap."""
+    def _on(self, ptr: Value, offset: Value) -> Value:
+        """The address ``offset`` bytes on."""
+        return self.k.x.line(PTR, f"getelementptr i8, ptr {ptr.get_reference()}, i64 {offset.get_reference()}")
+
+    def _dense(self, pointers: list[Value], w: Value, source: Value, acc: list[Value]) -> list[Value]:
+        """All channels of one tap, from number ``source`` on."""
         k = self.k
-        whole = k.x.and_(self.s["run"], k.index(-UNROLL))
+        whole = k.add(source, k.x.and_(self.s["run"], k.index(-UNROLL)))
+        stop = k.add(source, self.s["run"])
+        # One index serves input and weights, so the weights start as far before.
+        w = k.at(w, k.mul(source, -self.tile.channels), self.element)
 
         def steps(n: int) -> Any:
             def body(i: Value, acc: list[Value]) -> list[Value]:
@@ -161,8 +172,8 @@ class _Body:
 
             return body
 
-        acc = k.fold(0, whole, UNROLL, acc, steps(UNROLL))
-        return k.fold(whole, self.s["run"], 1, acc, steps(1))
+        acc = k.fold(source, whole, UNROLL, acc, steps(UNROLL))
+        return k.fold(whole, stop, 1, acc, steps(1))
 
     def _rank_one(self, pointers: list[Value], w: Value, i: Value, acc: list[Value]) -> list[Value]:
         k, t = self.k, self.tile
@@ -174,16 +185,20 @@ class _Body:
             out += [k.mul_add(value, ws[v], acc[p * t.vectors + v]) for v in range(t.vectors)]
         return out
 
-    def _depthwise(self, pointers: list[Value], w: Value, channel: Value, acc: list[Value]) -> list[Value]:
-        k, t = self.k, self.tile
-        ws = [k.load(k.at(w, v * t.lanes, self.element), self.spec.compute, t.lanes) for v in range(t.vectors)]
-        out = []
-        for p, pointer in enumerate(pointers):
-            at = k.at(pointer, channel, self.element)
-            for v in range(t.vectors):
-                value = k.load(k.at(at, v * t.lanes, self.element), self.spec.compute, t.lanes)
-                out.append(k.mul_add(value, ws[v], acc[p * t.vectors + v]))
-        return out
+    def _mixed(self, pointers: list[Value], w: Value, source: Value, acc: list[Value]) -> list[Value]:
+        """One tap of small groups: each vector of inputs meets the weights once for every channel of a group."""
+        k, t, mixing = self.k, self.tile, self.spec.mixing
+        acc = list(acc)
+        for v in range(t.vectors):
+            rows = [k.at(w, m * t.channels + v * t.lanes, self.element) for m in range(mixing)]
+            ws = [k.load(row, self.spec.compute, t.lanes) for row in rows]
+            for p, pointer in enumerate(pointers):
+                inputs = k.load(k.at(k.at(pointer, source, self.element), v * t.lanes, self.element), self.spec.compute, t.lanes)
+                for m in range(mixing):
+                    lanes = [lane - lane % mixing + m for lane in range(t.lanes)]
+                    value = inputs if mixing == 1 else k.x.shuffle(inputs, None, lanes)
+                    acc[p * t.vectors + v] = k.mul_add(value, ws[m], acc[p * t.vectors + v])
+        return acc
 
     # -- results ---------------------------------------------------------------------------------------------------
 

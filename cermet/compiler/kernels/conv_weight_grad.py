@@ -7,6 +7,7 @@ stays in registers over the chunk's pixels. The input is read in place, through 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ class WeightGradKernel:
         gradient: dtype of dy in memory.
         rank: spatial dimensions; a parallel block runs over some taps of the first one and all of the others.
         rows, vectors, lanes: the register tile: input channels × vectors of output channels.
-        depthwise: channel for channel; ``rows`` is then 1.
+        mixing: as in `TapKernel`; ``rows`` is then the same.
     """
 
     compute: DType
@@ -40,7 +41,7 @@ class WeightGradKernel:
     rows: int
     vectors: int
     lanes: int
-    depthwise: bool = False
+    mixing: int = 0
     ENTRY = "conv_weight_grad"
 
     @property
@@ -49,15 +50,14 @@ class WeightGradKernel:
 
     @property
     def key(self) -> str:
-        kind = "dw" if self.depthwise else "dense"
         tile = f"{self.rows}x{self.vectors}x{self.lanes}"
-        return f"conv_weight_grad:{kind}:{self.compute.name}:{self.gradient.name}:{self.rank}d:{tile}"
+        return f"conv_weight_grad:{self.mixing}:{self.compute.name}:{self.gradient.name}:{self.rank}d:{tile}"
 
     def params(self) -> list[str]:
         """Named parameters; the phases of the axes follow."""
         own = ["src", "dst", "zeros", "partial"]
-        own += ["tap_parts", "tap_span", "parts", "part_blocks", "blocks", "spans", "span", "tiles", "run", "row_tiles", "outs"]
-        own += ["src_g", "dst_g", "span_bytes", "group_bytes"]
+        own += ["tap_parts", "tap_span", "parts", "part_blocks", "groups", "blocks", "span", "tiles", "run", "row_tiles", "outs", "src_g"]
+        own += ["span_bytes", "group_bytes"]
         return own + PixelTable.params(self.rank)
 
     def scratch(self, tiles: int, part_blocks: int) -> int:
@@ -105,18 +105,16 @@ class _Body:
         k, s = self.k, self.s
         with k.loop(k.begin, k.end) as block:
             rest, tap_part = k.divmod(block, s["tap_parts"])
-            rest, part = k.divmod(rest, s["parts"])
-            group, span = k.divmod(rest, s["spans"])
+            span, part = k.divmod(rest, s["parts"])
             low = k.mul(part, s["part_blocks"])
-            high = k.min(k.add(low, s["part_blocks"]), s["blocks"])
+            high = k.min(k.add(low, s["part_blocks"]), k.mul(s["groups"], s["blocks"]))
             first = k.mul(span, s["span"])
             last = k.min(k.add(first, s["span"]), self.table.pixel_count(self.phase))
-            sums = self._bytes_on(self.partial, k.add(k.mul(span, s["span_bytes"]), k.mul(group, s["group_bytes"])))
+            sums = self._bytes_on(self.partial, k.mul(span, s["span_bytes"]))
             with k.loop(first, last, self.chunk) as at:
                 pixels = k.min(k.sub(last, at), self.chunk)
                 tiles = k.ceil_div(pixels, PIXELS)
-                moves = (k.mul(group, s["src_g"]), k.mul(group, s["dst_g"]))
-                self.table.coordinates(k.scratch, self.capacity, self.phase, at, pixels, k.mul(tiles, PIXELS), moves)
+                self.table.coordinates(k.scratch, self.capacity, self.phase, at, pixels, k.mul(tiles, PIXELS))
                 self._pack(pixels, tiles, low, high)
                 fresh = k.cmp("eq", at, first)
                 tap_low = k.mul(tap_part, s["tap_span"])
@@ -126,10 +124,15 @@ class _Body:
                     self._taps(1, [offset], tap, lambda number, offsets: self._tap(number, offsets, tiles, low, high, sums, fresh))
         k.done()
 
-    def _channel(self, block: Value) -> Value:
-        """First output channel of a block: the last block overlaps the one before it."""
+    def _channel(self, block: Value) -> tuple[Value, Value, Value]:
+        """Group, block within it and first output channel of a block that counts on over the groups.
+
+        The last block of a group overlaps the one before it.
+        """
         k = self.k
-        return k.min(k.mul(block, self.spec.channels), k.x.smax(k.sub(self.s["outs"], self.spec.channels), k.index(0)))
+        group, inner = k.divmod(block, self.s["blocks"])
+        within = k.min(k.mul(inner, self.spec.channels), k.x.smax(k.sub(self.s["outs"], self.spec.channels), k.index(0)))
+        return group, inner, k.add(k.mul(group, self.s["outs"]), within)
 
     # -- packing dy ------------------------------------------------------------------------------------------------
 
@@ -138,26 +141,27 @@ class _Body:
         k, spec = self.k, self.spec
         addresses = self.table.array(k.scratch, 1, self.capacity)
         wide = k.cmp("sge", self.s["outs"], spec.channels)
-        mask = k.lane_mask(spec.channels, self.s["outs"])
-        with k.loop(0, k.mul(tiles, PIXELS)) as p:
-            exists = k.cmp("slt", p, pixels)
-            from_ = k.load_raw(PTR, k.at(addresses, p, I64), 8)
+
+        def rows(write: Callable[[Value, Value], None]) -> None:
             with k.loop(low, high) as block:
-                source = k.at(from_, self._channel(block), memory_type(spec.gradient))
-                row = k.add(k.mul(k.sub(block, low), self.chunk), p)
-                to = k.at(self.packed, k.mul(row, spec.channels), self.element)
+                _, _, channel = self._channel(block)
+                to = k.at(self.packed, k.mul(k.mul(k.sub(block, low), self.chunk), spec.channels), self.element)
+                with k.loop(0, pixels) as p:
+                    from_ = k.load_raw(PTR, k.at(addresses, p, I64), 8)
+                    write(k.at(from_, channel, memory_type(spec.gradient)), k.at(to, k.mul(p, spec.channels), self.element))
+                with k.loop(pixels, k.mul(tiles, PIXELS)) as p, k.loop(0, spec.channels, spec.lanes) as c:
+                    k.store(k.zero(spec.compute, spec.lanes), k.at(to, k.add(k.mul(p, spec.channels), c), self.element), spec.compute)
 
-                def vectors(source: Value = source, to: Value = to) -> None:
-                    for v in range(spec.vectors):
-                        value = k.load(k.at(source, v * spec.lanes, memory_type(spec.gradient)), spec.gradient, spec.lanes)
-                        k.store(value, k.at(to, v * spec.lanes, self.element), spec.compute)
+        def vectors(source: Value, to: Value) -> None:
+            for v in range(spec.vectors):
+                value = k.load(k.at(source, v * spec.lanes, memory_type(spec.gradient)), spec.gradient, spec.lanes)
+                k.store(value, k.at(to, v * spec.lanes, self.element), spec.compute)
 
-                def masked(source: Value = source, to: Value = to) -> None:
-                    exists_mask = k.x.and_(mask, k.x.splat(exists, spec.channels))
-                    value = k.load_masked(source, spec.gradient, spec.channels, exists_mask)
-                    k.store(value, to, spec.compute)
+        def masked(source: Value, to: Value) -> None:
+            mask = k.lane_mask(spec.channels, self.s["outs"])
+            k.store(k.load_masked(source, spec.gradient, spec.channels, mask), to, spec.compute)
 
-                k.choose(k.x.and_(exists, wide), vectors, masked)
+        k.choose(wide, lambda: rows(vectors), lambda: rows(masked))
 
     # -- taps ------------------------------------------------------------------------------------------------------
 
@@ -176,15 +180,18 @@ class _Body:
         """All sums of one tap over a chunk."""
         k, s = self.k, self.s
         count = self._list(offsets, tiles)
-        of_tap = self._bytes_on(sums, k.mul(number, self.tap_bytes))
         with k.loop(low, high) as block:
+            group, inner, channel = self._channel(block)
             packed = k.at(self.packed, k.mul(k.mul(k.sub(block, low), self.chunk), self.spec.channels), self.element)
-            of_block = self._bytes_on(of_tap, k.mul(k.mul(block, s["row_tiles"]), self.tile_bytes))
-            if self.spec.depthwise:
-                self._tile(self._channel(block), packed, of_block, count, fresh)
+            # Where the sums of this block and tap are: the groups are outermost.
+            of_tap = self._bytes_on(self._bytes_on(sums, k.mul(group, s["group_bytes"])), k.mul(number, self.tap_bytes))
+            of_block = self._bytes_on(of_tap, k.mul(k.mul(inner, s["row_tiles"]), self.tile_bytes))
+            if self.spec.mixing:
+                self._tile(channel, packed, of_block, count, fresh)
             else:
                 with k.loop(0, s["row_tiles"]) as tile:
                     row = k.min(k.mul(tile, self.spec.rows), k.sub(s["run"], self.spec.rows))
+                    row = k.add(row, k.mul(group, s["src_g"]))
                     self._tile(row, packed, self._bytes_on(of_block, k.mul(tile, self.tile_bytes)), count, fresh)
 
     def _list(self, offsets: list[Value], tiles: Value) -> Value:
@@ -226,7 +233,7 @@ class _Body:
                 acc = self._pixel(source, k.at(dy, p * spec.channels, self.element), acc, p)
             return acc
 
-        if spec.depthwise:  # a second set of sums, since one vector alone would wait for its own last addition
+        if spec.mixing and 2 * len(acc) <= 8:  # a second set of sums, since few would wait for their own last additions
             acc = k.fold(0, count, 1, acc + [zero] * len(acc), entry)
             half = len(acc) // 2
             acc = [k.plus(a, b) for a, b in zip(acc[:half], acc[half:], strict=True)]
@@ -238,17 +245,26 @@ class _Body:
     def _pixel(self, source: Value, dy: Value, acc: list[Value], p: int) -> list[Value]:
         k, spec = self.k, self.spec
         ys = [k.load(k.at(dy, v * spec.lanes, self.element), spec.compute, spec.lanes) for v in range(spec.vectors)]
-        if spec.depthwise:
-            out = list(acc)
-            for v in range(spec.vectors):
-                i = v + (p % 2) * spec.vectors
-                value = k.load(k.at(source, v * spec.lanes, self.element), spec.compute, spec.lanes)
-                out[i] = k.mul_add(value, ys[v], acc[i])
-            return out
+        if spec.mixing:
+            return self._mixed(source, ys, acc, p)
         out = []
         for r in range(spec.rows):
             value = k.broadcast(k.load(k.at(source, r, self.element), spec.compute), spec.lanes)
             out += [k.mul_add(value, ys[v], acc[r * spec.vectors + v]) for v in range(spec.vectors)]
+        return out
+
+    def _mixed(self, source: Value, ys: list[Value], acc: list[Value], p: int) -> list[Value]:
+        """One pixel of small groups: each vector of inputs, its channels exchanged within the groups, times the vector of dy."""
+        k, spec = self.k, self.spec
+        out = list(acc)
+        half = len(acc) // 2 if len(acc) > spec.rows * spec.vectors else 0
+        for v in range(spec.vectors):
+            inputs = k.load(k.at(source, v * spec.lanes, self.element), spec.compute, spec.lanes)
+            for m in range(spec.mixing):
+                lanes = [lane - lane % spec.mixing + m for lane in range(spec.lanes)]
+                value = inputs if spec.mixing == 1 else k.x.shuffle(inputs, None, lanes)
+                i = m * spec.vectors + v + (p % 2) * half
+                out[i] = k.mul_add(value, ys[v], acc[i])
         return out
 
 

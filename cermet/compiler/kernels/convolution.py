@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
 
-from cermet.compiler.kernels.conv_layout import PackWeights, Relayout
+from cermet.compiler.kernels.conv_layout import FillZeros, PackWeights, Relayout
 from cermet.compiler.kernels.conv_table import Axis, PixelTable, backward_axis, forward_axis, run_axis
 from cermet.compiler.kernels.conv_taps import TapKernel, Tile
 from cermet.compiler.kernels.conv_weight_grad import PIXELS, SumWeights, WeightGradKernel
@@ -178,13 +178,18 @@ class _Maker:
         return made
 
     def relayout(self, src: _Image, dst: _Image, left: int, columns: int, width: int) -> None:
-        kernel = Relayout(src.dtype, dst.dtype, self.rank)
-        args: list[Arg] = [src.at, dst.at, columns, left, width, src.channels, src.strides[-1], dst.strides[-1], src.strides[1], dst.strides[1]]
-        outer = (self.spec.n, *src.size[:-1])
-        from_, to = (src.strides[0], *src.strides[2:-1]), (dst.strides[0], *dst.strides[2:-1])
-        for extent, a, b in zip(outer, from_, to, strict=True):
-            args += [extent, a, b]
-        self.launch(kernel, args, prod(outer) if columns * src.channels else 0, grain=1 + (1 << 14) // max(1, columns * src.channels))
+        outer = [(self.spec.n, src.strides[0], dst.strides[0]), *zip(src.size[:-1], src.strides[2:-1], dst.strides[2:-1], strict=True)]
+        (from_x, to_x), (from_c, to_c) = (src.strides[-1], dst.strides[-1]), (src.strides[1], dst.strides[1])
+        if left == 0 and columns == width < 32 and outer[-1][1:] == (width * from_x, width * to_x):  # short rows, one behind the other
+            columns = width = columns * outer[-1][0]
+            outer[-1] = (1, 0, 0)
+        transposing = "in" if from_x == 1 and to_c == 1 else "out" if from_c == 1 and to_x == 1 else ""
+        kernel = Relayout(src.dtype, dst.dtype, self.rank, self.lanes, transposing if src.channels >= self.lanes else "")
+        args: list[Arg] = [src.at, dst.at, columns, left, width, src.channels, from_x, to_x, from_c, to_c]
+        for row in outer:
+            args += row
+        blocks = prod(extent for extent, _, _ in outer)
+        self.launch(kernel, args, blocks if columns * src.channels else 0, grain=1 + (1 << 14) // max(1, columns * src.channels))
 
     def run_source(self) -> tuple[_Image, list[Axis]] | None:
         """x in a form where a window's row is one run of kw*C elements, with no border in the last dimension; None where that does not pay.
@@ -210,8 +215,10 @@ class _Maker:
         s = self.spec
         return [forward_axis(*a) for a in zip(s.out, s.size, s.kernel, s.stride, s.padding, s.dilation, strict=True)]
 
-    def depthwise(self) -> bool:
-        return self.cg == 1 and self.og == 1 and self.spec.groups >= self.lanes
+    def mixing(self) -> int:
+        """Channels of a group where they are few and as many go in as out (1: depthwise), else 0; see `TapKernel`."""
+        fits = self.cg == self.og and self.cg in (1, 2, 4) and self.spec.groups > 1 and self.lanes % self.cg == 0
+        return self.cg if fits and self.spec.c >= self.lanes else 0
 
 
 class _Taps(_Maker):
@@ -244,39 +251,36 @@ class _Taps(_Maker):
             self.relayout(into, dst, 0, dst.size[-1], dst.size[-1])
         return Plan(self.launches, self.temps)
 
-    def tile(self) -> Tile:
+    def tile(self, outs: int) -> Tile:
         """The register tile: as many sums as the registers hold beside one row of weights and one broadcast value."""
-        lanes = self.lanes
-        outs = self.spec.groups if self.depthwise() else self.outs
-        narrow = outs < 2 * lanes
+        lanes, narrow = self.lanes, outs < 2 * self.lanes
         if getattr(self.target, "vector_registers", 16) >= 32:
             return Tile(8, 1 if narrow else 3 if outs % (3 * lanes) == 0 else 2, lanes)
         return Tile(8, 1, lanes) if narrow else Tile(6, 2, lanes)
 
     def contract(self, source: _Image, into: _Image, axes: list[Axis], run_mode: bool) -> None:
         """Pack the weights and run the kernel."""
-        s, depthwise = self.spec, self.depthwise()
-        tile = self.tile()
-        kernel = TapKernel(self.compute, into.dtype, self.rank, tile, depthwise)
-        groups, outs, reduced = (1, s.groups, 1) if depthwise else (s.groups, self.outs, self.reduced)
+        s, mixing = self.spec, self.mixing()
+        groups, outs, reduced = (1, into.channels, mixing) if mixing else (s.groups, self.outs, self.reduced)
+        tile = self.tile(outs)
+        kernel = TapKernel(self.compute, into.dtype, self.rank, tile, mixing)
         blocks = -(-outs // tile.channels)
         run = reduced * (s.kernel[-1] if run_mode else 1)
-        packed, zeros = self.pack(tile, groups, outs, reduced, blocks, max(run, source.channels if depthwise else 0))
+        packed, zeros = self.pack(tile, groups, outs, reduced, blocks, max(run, source.channels))
         item = self.compute.itemsize
         steps = [reduced * tile.channels * item]
         for k in reversed(s.kernel[1:]):
             steps.insert(0, steps[0] * k)
         taps = prod(a.taps for a in axes)
-        tiles, parts, part_blocks, chunks, phase_count = self.blocking(axes, tile, taps, run, blocks, groups)
+        tiles, parts, part_blocks, chunks, phase_count = self.blocking(axes, tile, taps, run, blocks * groups)
         args: list[Arg] = [source.at, packed, zeros, into.at]
-        args += [chunks, phase_count, parts, part_blocks, blocks, tiles, run, outs, taps]
-        args += [reduced * item, outs * into.dtype.itemsize, steps[0] * s.kernel[0]]
+        args += [chunks, phase_count, part_blocks, groups, blocks, tiles, run, outs, taps, reduced, steps[0] * s.kernel[0]]
         args += PixelTable.arguments(s.n, axes, source.bytes, into.bytes, steps, len(kernel.params()))
         args += PixelTable.tail(axes)
-        total = chunks * phase_count * parts * groups
+        total = chunks * phase_count * parts
         self.launch(kernel, args, total, kernel.scratch(tiles, taps), 2 * s.macs, 1 + total * (1 << 19) // max(1, 2 * s.macs))
 
-    def blocking(self, axes: list[Axis], tile: Tile, taps: int, run: int, blocks: int, groups: int) -> tuple[int, int, int, int, int]:
+    def blocking(self, axes: list[Axis], tile: Tile, taps: int, run: int, blocks: int) -> tuple[int, int, int, int, int]:
         """Tiles of a chunk, parts of the output channels and blocks in one, chunks of a phase, phases."""
         phase_count = prod(len(a.phases) for a in axes)
         pixels = self.spec.n * prod(a.pixels for a in axes)
@@ -286,8 +290,8 @@ class _Taps(_Maker):
         chunks = -(-pixels // (tiles * tile.pixels))
         # The weights that a run of chunks uses should stay in the second-level cache.
         weight_bytes = taps * run * tile.channels * self.compute.itemsize
-        part_blocks = min(blocks, max(1, int(0.5 * getattr(self.target, "l2", 1 << 19)) // max(1, weight_bytes)))
-        while part_blocks > 1 and chunks * phase_count * groups * -(-blocks // part_blocks) < 32:
+        part_blocks = min(blocks, max(1, getattr(self.target, "l2", 1 << 19) // 2 // max(1, weight_bytes)))
+        while part_blocks > 1 and chunks * phase_count * -(-blocks // part_blocks) < 32:
             part_blocks = -(-part_blocks // 2)
         return tiles, -(-blocks // part_blocks), part_blocks, chunks, phase_count
 
@@ -295,10 +299,10 @@ class _Taps(_Maker):
         """Pack the weights; returns the addresses of the packed weights and of ``zeros`` zeros."""
         s = self.spec
         so, sc, *taps = s.w_strides
-        kernel = PackWeights(s.dtype, self.compute, self.rank, tile.channels)
+        kernel = PackWeights(s.dtype, self.compute, self.rank, tile.vectors, tile.lanes, self.mixing())
         elements = groups * blocks * prod(s.kernel) * reduced * tile.channels
         packed = self.temp(elements + zeros)
-        n, k = (so, sc) if self.forward or self.depthwise() else (sc, so)
+        n, k = (so, sc) if self.forward else (sc, so)
         args: list[Arg] = [Operand("w"), packed, groups, blocks, outs, reduced, zeros, self.og * so, n, k]
         for extent, stride in zip(s.kernel, taps, strict=True):
             args += [extent, stride]
@@ -310,13 +314,13 @@ class _Weights(_Maker):
     """The gradient of the weights: copies where needed, partial sums, their sum."""
 
     def plan(self) -> Plan:
-        s, depthwise = self.spec, self.depthwise()
+        s, mixing = self.spec, self.mixing()
         if s.o * self.cg * prod(s.kernel) == 0:
             return Plan([])
         run = self.run_source()
         source, axes = run if run is not None else (self.source("x", s.c, s.size, s.x_strides), self.forward_axes())
         dy = self.source("y", s.o, s.out, s.y_strides, any_dtype=True)
-        groups, outs, reduced = (1, s.groups, 1) if depthwise else (s.groups, self.og, self.cg)
+        groups, outs, reduced = (1, s.c, mixing) if mixing else (s.groups, self.og, self.cg)
         run_length = reduced * (s.kernel[-1] if run is not None else 1)
         kernel = self.kernel(run_length, outs, dy.dtype)
         self.sums(kernel, source, dy, axes, groups, outs, reduced, run_length)
@@ -326,8 +330,9 @@ class _Weights(_Maker):
         """The register tile for runs of ``run`` input channels."""
         wide = -(-outs // self.lanes)
         registers = 24 if getattr(self.target, "vector_registers", 16) >= 32 else 12
-        if self.depthwise():
-            return WeightGradKernel(self.compute, gradient, self.rank, 1, min(wide, 4) if outs % (4 * self.lanes) == 0 else 1, self.lanes, True)
+        if mixing := self.mixing():
+            vectors = next(v for v in (4, 2, 1) if v * mixing <= 4 and (v == 1 or v <= wide))
+            return WeightGradKernel(self.compute, gradient, self.rank, mixing, vectors, self.lanes, mixing)
         rows = min(run, registers // 2)
         vectors = max(1, min(wide, registers // rows, 4))
         rows = min(run, max(rows, min(8, registers // vectors))) if vectors == 1 else rows
@@ -343,32 +348,40 @@ class _Weights(_Maker):
         tap_elements = blocks * row_tiles * kernel.rows * kernel.channels
         group_elements = taps * tap_elements
         pixels = s.n * prod(s.out)
-        part_blocks = min(blocks, max(1, (64 << 10) // (256 * kernel.channels * item)))
-        parts = -(-blocks // part_blocks)
-        spans, span = self.spans(pixels, axes[0].taps * parts * groups, groups * group_elements)
+        every = groups * blocks
+        # A chunk's input of one tap should stay in the first-level cache, its packed dy in the second.
+        tiles = max(8, min(32, (16 << 10) // (PIXELS * max(1, run) * item)))
+        part_blocks = min(every, max(1, getattr(self.target, "l2", 1 << 19) // 4 // (tiles * PIXELS * kernel.channels * item)))
+        parts = -(-every // part_blocks)
+        spans, span, tap_parts = self.spans(pixels, parts, axes[0].taps, groups * group_elements)
+        tap_span = -(-axes[0].taps // tap_parts)
+        tiles = max(1, min(tiles, -(-span // PIXELS)))
         zeros = self.temp(max(run, source.channels))
         partial = self.temp(spans * groups * group_elements)
-        tiles = max(1, min(32, -(-span // PIXELS)))
         if spans:
-            self.launch(_Zeros(self.compute), [zeros, max(run, source.channels)], 1)
-            args: list[Arg] = [source.at, dy.at, zeros, partial, axes[0].taps, 1, parts, part_blocks, blocks, spans, span, tiles]
-            args += [run, row_tiles, outs, reduced * item, outs * dy.dtype.itemsize, groups * group_elements * item, group_elements * item]
+            self.launch(FillZeros(self.compute), [zeros, max(run, source.channels)], 1)
+            args: list[Arg] = [source.at, dy.at, zeros, partial]
+            args += [tap_parts, tap_span, parts, part_blocks, groups, blocks, span, tiles, run, row_tiles, outs, reduced]
+            args += [groups * group_elements * item, group_elements * item]
             args += PixelTable.arguments(s.n, axes, source.bytes, dy.bytes, [0] * self.rank, len(kernel.params()))
             args += PixelTable.tail(axes)
-            total = axes[0].taps * parts * groups * spans
+            total = tap_parts * parts * spans
             grain = 1 + total * (1 << 19) // max(1, 2 * s.macs)
             self.launch(kernel, args, total, kernel.scratch(tiles, part_blocks), 2 * s.macs, grain)
         self.add_up(kernel, partial, groups, outs, reduced, run, blocks, row_tiles, spans, groups * group_elements, axes)
 
-    def spans(self, pixels: int, other_blocks: int, elements: int) -> tuple[int, int]:
-        """How many spans the pixels are cut into, and pixels of one: enough parallel blocks, but no partial sums without need."""
+    def spans(self, pixels: int, parts: int, taps: int, elements: int) -> tuple[int, int, int]:
+        """How many spans the pixels are cut into, pixels of one, and parts of the first dimension's taps: together enough parallel blocks.
+
+        Spans share nothing but cost partial sums; parts of the taps pack the same dy again.
+        """
         if pixels == 0:
-            return 0, 0
-        wanted = -(-16 // other_blocks)
-        most = max(1, min(pixels // 512, (16 << 20) // max(1, elements * self.compute.itemsize)))
-        count = max(1, min(wanted, most))
+            return 0, 0, 1
+        most = max(1, min(pixels // 512, (4 << 20) // max(1, elements * self.compute.itemsize)))
+        count = max(1, min(-(-16 // parts), most))
         span = -(-pixels // (count * PIXELS)) * PIXELS
-        return -(-pixels // span), span
+        count = -(-pixels // span)
+        return count, span, max(1, min(taps, -(-16 // (parts * count))))
 
     def add_up(
         self, kernel: WeightGradKernel, partial: Temp, groups: int, outs: int, reduced: int, run: int, blocks: int, row_tiles: int, spans: int,
@@ -384,25 +397,3 @@ class _Weights(_Maker):
             args += [axis.taps, stride]
         args += [run // max(1, reduced), taps[-1]]
         self.launch(add, args, groups * blocks * parts)
-
-
-@dataclass(frozen=True)
-class _Zeros:
-    """Fills its first argument with as many zeros as the second says."""
-
-    compute: DType
-    ENTRY = "conv_zeros"
-
-    @property
-    def key(self) -> str:
-        return f"conv_zeros:{self.compute.name}"
-
-    def build(self, target: Any) -> Any:
-        from cermet.compiler.kernels.irtools import PTR, KernelEmit, acc_type, new_module
-
-        module = new_module("conv_zeros", target)
-        k = KernelEmit(module, self.ENTRY, ["dst", "count"], target)
-        with k.loop(k.begin, k.end), k.loop(0, k.slot("count")) as i:
-            k.store(k.zero(self.compute), k.at(k.slot("dst", PTR), i, acc_type(self.compute)), self.compute)
-        k.done()
-        return module

@@ -19,14 +19,13 @@ from typing import Any
 
 from llvmlite import ir
 
+from cermet.compiler.kernels.finish import Finish, Output
 from cermet.compiler.kernels.irtools import (
     BATCH_SIZES,
-    Emit,
     Index,
     KernelEmit,
     Value,
     acc_type,
-    accumulator,
     batch_offset,
     batch_strides,
     new_module,
@@ -52,13 +51,13 @@ class Variant:
 
     Attributes:
         tile: the register tile.
-        a, b, out: dtypes in memory (of B before packing).
+        a, b: dtypes in memory (of B before packing).
         read_a: ``"packed"`` into scratch, or ``"direct"``.
         unit_a: which stride of A is known to be 1: ``"p"`` (rows), ``"k"``, ``"any"``.
         read_b: ``"temp"`` (packed by an earlier launch), ``"packed"`` into scratch panel by panel, or ``"direct"`` (columns have unit stride).
         unit_b: as ``unit_a``, for B's columns.
+        out: what becomes of the sums.
         direct_c: finished tiles go straight to C, which has the accumulator dtype and columns of unit stride; otherwise by way of scratch.
-        unit_c: C's columns have unit stride.
         dims: how many batch extents there are: 1 or 3.
         whole: one block a batch, so no block index to take apart.
     """
@@ -66,21 +65,20 @@ class Variant:
     tile: Tile
     a: DType
     b: DType
-    out: DType
+    out: Output
     read_a: str
     unit_a: str
     read_b: str
     unit_b: str
     direct_c: bool
-    unit_c: bool
     dims: int
     whole: bool
 
     @property
     def key(self) -> str:
         return (
-            f"gemm {self.tile.key} {self.a.name} {self.b.name} {self.out.name} {self.read_a}-{self.unit_a} {self.read_b}-{self.unit_b}"
-            f" {'direct' if self.direct_c else 'staged'}{'-unit' if self.unit_c else ''} {self.dims}{' whole' if self.whole else ''}"
+            f"gemm {self.tile.key} {self.a.name} {self.b.name} {self.read_a}-{self.unit_a} {self.read_b}-{self.unit_b}"
+            f" {'direct' if self.direct_c else 'staged'} {self.out.key} {self.dims}{' whole' if self.whole else ''}"
         )
 
 
@@ -102,10 +100,11 @@ class _Gemm:
         self.tile = tile_function(self.module, target, v.tile, acc, acc, mode)
         self.pack_a = pack_function(self.module, target, v.a, v.tile.mr, v.unit_a, "pack_a") if packed_a else None
         self.pack_b = None if v.read_b == "temp" else pack_function(self.module, target, v.b, v.tile.nr, v.unit_b, "pack_b")
-        self.finish = finish_function(self.module, target, v)
+        self.finish = Finish(self.module, target, v.out, v.tile.lanes)
 
     def build(self) -> ir.Module:
-        em = self.em = KernelEmit(self.module, "gemm", GEMM_PARAMS, self.target)
+        em = self.em = KernelEmit(self.module, "gemm", (*GEMM_PARAMS, *self.v.out.params), self.target)
+        self.finish.prepare(em)
         for name in ("m", "n", "k", "a_m", "a_k", "b_k", "b_n", "c_m", "c_n", "mc", "nc", "kc", "b_space", "c_space", "stage_step", "b_panels"):
             setattr(self, name, em.slot(name))
         self.pa, self.pb, self.pc = (em.slot(p, PTR) for p in "abc")
@@ -130,6 +129,7 @@ class _Gemm:
         k_part = em.slot("k_part")
         k0 = em.mul(part, k_part)
         k_here = em.min(k_part, em.sub(self.k, k0))
+        self.origin = (batch, i0, j0)
         self.rows = em.min(self.mc, em.sub(self.m, i0))
         self.cols = em.min(self.nc, em.sub(self.n, j0))
         a_offset = em.add(em.mul(i0, self.a_m), em.mul(k0, self.a_k))
@@ -141,7 +141,7 @@ class _Gemm:
             b_offset = em.add(em.mul(j0, self.b_n), em.mul(k0, self.b_k))
             self.b0 = em.at(self.pb, em.add(batch_offset(em, "b", batch, v.dims), b_offset), memory_type(v.b))
         c_offset = em.add(em.add(em.mul(i0, self.c_m), em.mul(j0, self.c_n)), em.mul(part, em.slot("c_part")))
-        self.c0 = em.at(self.pc, em.add(batch_offset(em, "c", batch, v.dims), c_offset), memory_type(v.out))
+        self.c0 = em.at(self.pc, em.add(batch_offset(em, "c", batch, v.dims), c_offset), memory_type(v.out.dtype))
         # At least one turn, so that an empty sum still writes its zeros.
         with em.loop(0, em.x.smax(k_here, em.index(1)), self.kc) as kb:
             self._k_block(kb, em.min(self.kc, em.sub(k_here, kb)), em.cmp("sge", em.add(kb, self.kc), k_here))
@@ -190,18 +190,20 @@ class _Gemm:
     def _tile(self, i: Value, j: Value, rows: Value, cols: Value, operands: list[Index], first: Value, last: Value) -> None:
         em, v = self.em, self.v
         tile = v.tile
-        c = em.at(self.c0, em.add(em.mul(i, self.c_m), em.mul(j, self.c_n)), memory_type(v.out))
+        batch, i0, j0 = self.origin
+        at = (batch, em.add(i0, i), em.add(j0, j))
+        c = em.at(self.c0, em.add(em.mul(i, self.c_m), em.mul(j, self.c_n)), memory_type(v.out.dtype))
         true = constant(BOOL, 1)
         if not v.direct_c:
             stage = em.at(self.scratch_c, em.mul(self._tile_number(i, j), self.stage_step), self.element)
             em.call(self.tile, [*operands, stage, tile.nr, first])
             with em.when(last):
-                em.call(self.finish, [stage, rows, cols, c, self.c_m, self.c_n, true])
+                self.finish.call(em, stage, tile.nr, rows, cols, at, (c, self.c_m, self.c_n), true)
             return
 
         def edge() -> None:
             em.call(self.tile, [*operands, self.scratch_c, tile.nr, true])
-            em.call(self.finish, [self.scratch_c, rows, cols, c, self.c_m, self.c_n, first])
+            self.finish.call(em, self.scratch_c, tile.nr, rows, cols, at, (c, self.c_m, self.c_n), first)
 
         full = em.x.and_(em.cmp("eq", rows, tile.mr), em.cmp("eq", cols, tile.nr))
         em.choose(full, lambda: em.call(self.tile, [*operands, c, self.c_m, first]), edge)
@@ -210,41 +212,3 @@ class _Gemm:
         em, tile = self.em, self.v.tile
         per_column = em.ceil_div(self.rows, tile.mr)
         return em.add(em.mul(em.div(j, tile.nr), per_column), em.div(i, tile.mr))
-
-
-def finish_function(module: ir.Module, target: Any, v: Variant) -> ir.Function:
-    """``finish(tile, rows, cols, c, sm, sn, first)``: a finished tile, or the part of it within C, from scratch to C.
-
-    Rounds to C's dtype; adds to what C holds unless ``first``.
-    """
-    em = Emit(module, "finish", [PTR, I64, I64, PTR, I64, I64, BOOL], target, internal=True)
-    tile, rows, cols, c, sm, sn, first = em.args
-    lanes, acc = v.tile.lanes, v.tile.acc
-
-    def put(row: Value, out: Value, j: Index, width: int) -> None:
-        value = em.load(em.at(row, j, acc_type(acc)), acc, width)
-        place = em.at(out, j if v.unit_c else em.mul(j, sn), memory_type(v.out))
-        if v.direct_c:
-            [value] = em.blend(em.x.not_(first), lambda: [em.plus(em.load(place, v.out, width), value)], [value])
-        em.store(value, place, v.out)
-
-    def columns(row: Value, out: Value) -> None:
-        if not v.unit_c:
-            with em.loop(0, cols) as j:
-                put(row, out, j, 1)
-            return
-        done = em.x.and_(cols, em.index(-lanes))
-        with em.loop(0, done, lanes) as j:
-            put(row, out, j, lanes)
-        width = lanes // 2
-        # The rest in ever smaller vectors: no scalar loop, and no masked stores, which are slow on some machines.
-        while width:
-            rest = em.x.and_(cols, em.index(width))
-            with em.when(em.cmp("ne", rest, 0)):
-                put(row, out, done, width)
-            done = em.add(done, rest)
-            width //= 2
-
-    with em.loop(0, rows) as i:
-        columns(em.at(tile, em.mul(i, v.tile.nr), acc_type(acc)), em.at(c, em.mul(i, sm), memory_type(v.out)))
-    return em.done()

@@ -14,6 +14,7 @@ from llvmlite import ir
 
 from cermet import dtypes as dt
 from cermet.compiler.llvm.builder import BOOL, F32, F64, I8, I16, I32, I64, PTR, VOID, LaneBuilder, constant, memory_type, vector
+from cermet.compiler.llvm.emit_ops import from_memory, to_memory
 from cermet.dtypes import DType
 
 __all__ = ["BATCH_SIZES", "Emit", "KernelEmit", "acc_type", "accumulator", "batch_offset", "batch_strides", "new_module", "rounded_up"]
@@ -175,6 +176,10 @@ class Emit:
         raw = narrow(self.x, value, dtype)
         self.x.call(f"llvm.masked.store.{_mangle(raw.type)}.p0", VOID, (raw, ptr, mask))
 
+    def prefetch(self, ptr: Value) -> None:
+        """Ask for the cache line of an address that will be written."""
+        self.x.call("llvm.prefetch.p0", VOID, (ptr, constant(I32, 1), constant(I32, 3), constant(I32, 1)))
+
     def lane_mask(self, lanes: int, count: Index) -> Value:
         """``<lanes x i1>``: lane number < count."""
         wide = self.x.with_lanes(lanes)
@@ -305,31 +310,16 @@ def _mangle(type_: ir.Type) -> str:
 
 def widen(x: LaneBuilder, raw: Value, dtype: DType) -> Value:
     """A value as it lies in memory, in the accumulator dtype."""
-    if dtype is dt.bfloat16:
-        wide = x.zext(raw, 32)
-        return x.as_float(x.shl(wide, x.i(16, wide)))
-    if dtype is dt.float16:
-        return x._cast("fpext", raw, F32)
     if dtype.kind == "f":
-        return raw
+        return from_memory(x, raw, dtype)
     bits = accumulator(dtype).bits
     return raw if bits == dtype.bits else x.sext(raw, bits) if dtype.kind == "i" else x.zext(raw, bits)
 
 
 def narrow(x: LaneBuilder, value: Value, dtype: DType) -> Value:
     """An accumulator as it lies in memory: rounded to nearest even, or cut to its low bits."""
-    if dtype is dt.bfloat16:
-        bits = x.as_int(value)
-        odd = x.and_(x.lshr(bits, x.i(16, bits)), x.i(1, bits))
-        rounded = x.add(bits, x.add(odd, x.i(0x7FFF, bits)))
-        # A NaN must stay one: rounding could carry its mantissa away.
-        quiet = x.or_(bits, x.i(0x400000, bits))
-        kept = x.select(x.fcmp("uno", value, value), quiet, rounded)
-        return x.trunc_int(x.lshr(kept, x.i(16, kept)), 16)
-    if dtype is dt.float16:
-        return x._cast("fptrunc", value, ir.HalfType())
     if dtype.kind == "f":
-        return value
+        return to_memory(x, value, dtype)
     return value if accumulator(dtype).bits == dtype.bits else x.trunc_int(value, dtype.bits)
 
 

@@ -54,7 +54,7 @@ def tile_fma(
     load_b: Callable[[Sequence[Value], int, int], Value],
     advance: Callable[[Sequence[Value], int], Sequence[Value]],
     init: Sequence[Value] | None = None,
-    unroll: int = 4,
+    unroll: int = 2,
 ) -> list[Value]:
     """Accumulate ``k`` outer products; return the accumulators, row by row (``mr * nv`` vectors).
 
@@ -134,6 +134,9 @@ def tile_function(module: ir.Module, target: Any, tile: Tile, dtype_a: DType, dt
     def advance(at: Sequence[Value], steps: int) -> Sequence[Value]:
         return [em.at(at[0], em.mul(step_a, steps), memory_type(dtype_a)), em.at(at[1], em.mul(ldb, steps), memory_type(dtype_b))]
 
+    for i in range(tile.mr):
+        # C is touched once for every kc products: it has left the near caches by then.
+        em.prefetch(em.at(c, em.mul(ldc, i), acc_type(tile.acc)))
     accs = tile_fma(em, tile, k, [a, b], load_a, load_b, advance)
     _store_tile(em, tile, accs, c, ldc, first)
     return em.done()

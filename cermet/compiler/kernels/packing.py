@@ -18,6 +18,7 @@ from cermet.compiler.kernels.irtools import (
     Index,
     KernelEmit,
     Value,
+    acc_type,
     accumulator,
     batch_offset,
     batch_strides,
@@ -50,7 +51,7 @@ def pack_function(module: ir.Module, target: Any, dtype: DType, width: int, mode
         lanes = target.lanes(accumulator(dtype).itemsize)
         whole = em.x.and_(k, em.index(-lanes))
         _transpose(em, dtype, width, lanes, src, sp, count, whole, dst)
-        _gather(em, dtype, width, src, sp, 1, count, whole, k, dst)
+        _tail(em, dtype, width, src, sp, count, whole, k, dst)
     else:
         _gather(em, dtype, width, src, sp, sk, count, 0, k, dst)
     return em.done()
@@ -93,25 +94,44 @@ def _gather(em: Emit, dtype: DType, width: int, src: Value, sp: Index, sk: Index
             em.store(em.load(em.at(row, offset, from_), dtype), em.at(out, i, to), acc)
 
 
+def _tail(em: Emit, dtype: DType, width: int, src: Value, sp: Value, count: Value, k0: Value, k: Value, dst: Value) -> None:
+    """What `_transpose` leaves: fewer k than a vector has lanes. Small code rather than fast code."""
+    acc = accumulator(dtype)
+    from_, to = memory_type(dtype), memory_type(acc)
+    with em.loop(k0, k) as kk, em.loop(0, width) as i:
+        offset = em.mul(em.min(i, em.sub(count, 1)), sp)
+        value = em.load(em.at(src, em.add(offset, kk), from_), dtype)
+        em.store(value, em.at(dst, em.add(em.mul(kk, width), i), to), acc)
+
+
 def _transpose(em: Emit, dtype: DType, width: int, lanes: int, src: Value, sp: Value, count: Value, k: Value, dst: Value) -> None:
     """Rows of unit stride along k: square blocks of ``lanes`` are transposed in registers."""
     acc = accumulator(dtype)
     from_, to = memory_type(dtype), memory_type(acc)
     last = em.sub(count, 1)
-    offsets = [em.mul(em.min(i, last), sp) for i in range(width)]
-    with em.loop(0, k, lanes) as kk:
-        columns = em.at(src, kk, from_)
-        out = em.at(dst, em.mul(kk, width), to)
-        stores = []
-        for first in range(0, width, lanes):
-            here = offsets[first : first + lanes]
-            rows = [em.load(em.at(columns, offset, from_), dtype, lanes) for offset in here]
-            rows += [em.x.poison(vector(to, lanes))] * (lanes - len(rows))
-            stores.append((first, transposed(em.x, rows)))
-        # A block narrower than a vector spills into the next k's values, which must be stored after it.
-        for step in range(lanes):
-            for first, values in stores:
-                em.store(values[step], em.at(out, step * width + first, to), acc)
+
+    def strip(first: Index, rows_here: int) -> None:
+        offsets = [em.mul(em.min(em.add(first, i), last), sp) for i in range(rows_here)]
+        with em.loop(0, k, lanes) as kk:
+            columns = em.at(src, kk, from_)
+            out = em.at(em.at(dst, em.mul(kk, width), to), first, to)
+            rows = [em.load(em.at(columns, offset, from_), dtype, lanes) for offset in offsets]
+            rows += [em.x.poison(vector(acc_type(acc), lanes))] * (lanes - rows_here)
+            # A panel narrower than a vector: each store spills into the next k's place, which is stored after it.
+            for step, value in enumerate(transposed(em.x, rows)):
+                em.store(value if rows_here == lanes or not whole else first_lanes(em.x, value, rows_here), em.at(out, step * width, to), acc)
+
+    whole = width // lanes * lanes
+    if whole:
+        with em.loop(0, whole, lanes) as first:
+            strip(first, lanes)
+    if width > whole:
+        strip(whole, width - whole)
+
+
+def first_lanes(x: LaneBuilder, value: Value, count: int) -> Value:
+    """The first lanes of a vector."""
+    return x.extract(value, 0) if count == 1 else x.shuffle(value, None, list(range(count)))
 
 
 def transposed(x: LaneBuilder, rows: list[Value]) -> list[Value]:

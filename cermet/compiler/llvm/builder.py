@@ -110,7 +110,7 @@ def lanes_of(type_: ir.Type) -> int:
 def _mangle(type_: ir.Type) -> str:
     if isinstance(type_, ir.VectorType):
         return f"v{type_.count}{_SUFFIX[type_.element]}"
-    return "p0" if type_ is PTR else _SUFFIX[type_]
+    return "p0" if type_.is_pointer else _SUFFIX[type_]
 
 
 class LaneBuilder:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .common import INF, NAN, Pair, Value, cap, floor_at, format_of, horner, parts, table, two_sum
+from .common import DOUBLE, INF, NAN, SINGLE, Pair, Value, cap, element, floor_at, format_of, horner, parts, table, two_sum
 
 if TYPE_CHECKING:
     from ..builder import LaneBuilder
@@ -59,13 +59,6 @@ def exp(b: LaneBuilder, x: Value, shift: int = 0) -> Value:
     return scale(b, horner(b, r, (1.0, 1.0, *table("exp", x))), biased)
 
 
-def exp_pair(b: LaneBuilder, x: Value, low: Value) -> Value:
-    """``e**(x + low)`` for a small ``low`` (|low| at most an ulp of x or so), x at most 0."""
-    limit = -104.5 if format_of(x).bits == 32 else -746.0
-    r, _, biased = reduce_exp(b, floor_at(b, x, limit))
-    return scale(b, horner(b, b.fadd(r, low), (1.0, 1.0, *table("exp", x))), biased)
-
-
 def exp2(b: LaneBuilder, x: Value) -> Value:
     fmt = format_of(x)
     low, high = (-151.0, 129.0) if fmt.bits == 32 else (-1076.0, 1025.0)
@@ -77,7 +70,7 @@ def exp2(b: LaneBuilder, x: Value) -> Value:
 
 
 def expm1_core(b: LaneBuilder, x: Value) -> Value:
-    """``e**x - 1`` for ``x`` within about ±80 (float32) or ±700 (float64); -0 gives +0, and subnormals are not exact."""
+    """``e**x - 1`` for ``x`` within about ±80 (float32) or ±700 (float64), subnormals included; -0 gives +0."""
     fmt = format_of(x)
     r, _, biased = reduce_exp(b, x)
     p = b.fma(b.fmul(r, r), horner(b, r, table("exp", x)), r)
@@ -88,7 +81,7 @@ def expm1_core(b: LaneBuilder, x: Value) -> Value:
 
 def expm1(b: LaneBuilder, x: Value) -> Value:
     fmt = format_of(x)
-    low, high = (-18.0, 89.5) if fmt.bits == 32 else (-40.0, 710.5)
+    low, high = (-18.0, 89.0) if fmt.bits == 32 else (-40.0, 710.0)
     y = cap(b, floor_at(b, x, low), high)
     # 2**(n-1) instead of 2**n, doubled at the end, for the last binade before overflow.
     r, _, biased = reduce_exp(b, y)
@@ -104,7 +97,7 @@ def expm1(b: LaneBuilder, x: Value) -> Value:
 _ROOT_HALF = {32: 0x3F3504F3, 64: 0x3FE6A09E667F3BCD}  # the bits of sqrt(1/2)
 
 
-def _split(b: LaneBuilder, x: Value) -> Pair:
+def split(b: LaneBuilder, x: Value) -> Pair:
     """``x = m * 2**e`` with m in [sqrt(1/2), sqrt(2)), for positive normal ``x``: m, and ``e + bias`` as an integer."""
     fmt = format_of(x)
     root = _ROOT_HALF[fmt.bits]
@@ -114,12 +107,26 @@ def _split(b: LaneBuilder, x: Value) -> Pair:
     return b.as_float(m), e
 
 
-def _exponent(b: LaneBuilder, e: Value, extra: float = 0.0) -> Value:
-    """The biased integer exponent as a number, by placing it in the low bits of ``2**mantissa``."""
-    fmt = format_of(b.as_float(e))
-    big = (fmt.bias + fmt.mantissa) << fmt.mantissa
-    value = b.as_float(b.or_(e, b.i(big, e)))
-    return b.fsub(value, b.f(2.0**fmt.mantissa + fmt.bias + extra, value))
+def exponent(b: LaneBuilder, e: Value, lifted: Value | None = None) -> Value:
+    """The second result of `split` as a number without its bias, by placing it in the low bits of ``2**mantissa``.
+
+    ``lifted`` says where the argument had been multiplied by ``2**(mantissa + 2)``.
+    """
+    fmt = DOUBLE if element(e).width == 64 else SINGLE
+    value = b.as_float(b.or_(e, b.i((fmt.bias + fmt.mantissa) << fmt.mantissa, e)))
+    base = 2.0**fmt.mantissa + fmt.bias
+    away = b.f(base, value)
+    if lifted is not None:
+        away = b.select(lifted, b.f(base + fmt.mantissa + 2, value), away)
+    return b.fsub(value, away)
+
+
+def lifted_split(b: LaneBuilder, x: Value) -> Pair:
+    """`split` with the exponent as a number, for all positive finite ``x``, subnormals included."""
+    fmt = format_of(x)
+    small = b.fcmp("olt", x, b.f(fmt.tiny, x))
+    m, e = split(b, b.select(small, b.fmul(x, b.f(2.0 ** (fmt.mantissa + 2), x)), x))
+    return m, exponent(b, e, small)
 
 
 def log_tail(b: LaneBuilder, f: Value) -> Value:
@@ -136,16 +143,10 @@ def log_tail(b: LaneBuilder, f: Value) -> Value:
 
 
 def _decompose(b: LaneBuilder, x: Value) -> tuple[Value, Value, Value]:
-    """``log(x) = e ln2 + f + tail`` for positive finite ``x``, subnormals included."""
-    fmt = format_of(x)
-    small = b.fcmp("olt", x, b.f(fmt.tiny, x))
-    lift = fmt.mantissa + 2
-    m, e = _split(b, b.select(small, b.fmul(x, b.f(2.0**lift, x)), x))
-    base = 2.0**fmt.mantissa + fmt.bias
-    big = (fmt.bias + fmt.mantissa) << fmt.mantissa
-    number = b.fsub(b.as_float(b.or_(e, b.i(big, e))), b.select(small, b.f(base + lift, x), b.f(base, x)))
+    """``log(x) = e ln2 + f + tail`` for positive finite ``x``."""
+    m, e = lifted_split(b, x)
     f = b.fsub(m, b.f(1.0, x))
-    return number, f, log_tail(b, f)
+    return e, f, log_tail(b, f)
 
 
 def _log_specials(b: LaneBuilder, x: Value, result: Value) -> Value:
@@ -194,11 +195,12 @@ def log_sum(b: LaneBuilder, u: Value, c: Value) -> Value:
     """``log(u + c)`` for normal positive finite ``u`` and ``|c|`` at most an ulp of it or so."""
     fmt = format_of(u)
     hi, lo = parts(fmt, "ln2", 2)
-    m, e = _split(b, u)
-    # c * 2**-e; where that power would underflow (u near overflow) c does not count, and the power comes out as 0.
-    inverse = b.as_float(b.shl(b.sub(b.i(2 * fmt.bias, e), e), b.i(fmt.mantissa, e)))
+    m, e = split(b, u)
+    # c * 2**-e; where that power would underflow (u near overflow) c does not count, and the power may come out as 0.
+    most = b.i(2 * fmt.bias, e)
+    inverse = b.as_float(b.shl(b.sub(most, b.smin(e, most)), b.i(fmt.mantissa, e)))
     f = b.fma(c, inverse, b.fsub(m, b.f(1.0, u)))
-    number = _exponent(b, e)
+    number = exponent(b, e)
     return b.fma(number, b.f(hi, u), b.fadd(f, b.fma(number, b.f(lo, u), log_tail(b, f))))
 
 

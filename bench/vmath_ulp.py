@@ -1,0 +1,212 @@
+"""The accuracy of the vector math: the worst error of every function, in units in the last place (ulp).
+
+    python bench/vmath_ulp.py [--quick] [--only NAME] [--seconds N]
+
+float32 is swept densely (every 512th bit pattern, and every value near hard points) against float64 of SciPy and NumPy, or against our
+float64 where it has itself been measured against mpmath; float64 is measured against mpmath at a few thousand points. An error is
+|computed - exact| over the spacing of the format at the exact value. Exits with 1 when a bound is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+import mpmath as mp
+import numpy as np
+import scipy.special as sp
+from llvmlite import ir
+
+from cermet.compiler.llvm.builder import LaneBuilder
+from cermet.compiler.llvm.vmath import FUNCTIONS, emit
+
+BINARY = {"atan2", "pow"}
+LOOSE = {"pow", "lgamma", "digamma"}
+_ALIVE: list[Any] = []
+
+
+# -- compile and call --------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _machine() -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3, jit=True)
+
+
+def build(name: str, dtype: type, lanes: int) -> ir.Module:
+    """A module with ``void kernel(out, x, y, count of vectors)`` applying the function ``lanes`` at a time."""
+    module = ir.Module()
+    element = ir.FloatType() if dtype is np.float32 else ir.DoubleType()
+    value = element if lanes == 1 else ir.VectorType(element, lanes)
+    p, i64 = ir.PointerType(), ir.IntType(64)
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [p, p, p, i64]), "kernel")
+    out, x, y, count = function.args
+    q = ir.IRBuilder(function.append_basic_block())
+    entry, loop, done = q.block, q.append_basic_block(), q.append_basic_block()
+    q.branch(loop)
+    q.position_at_end(loop)
+    k = q.phi(i64)
+    k.add_incoming(ir.Constant(i64, 0), entry)
+    b = LaneBuilder(q, lanes)
+    size = np.dtype(dtype).itemsize
+
+    def load(base: Any) -> Any:
+        return q.load(q.gep(base, [k], source_etype=value), align=size, typ=value)
+
+    args = [load(x), load(y)] if name in BINARY else [load(x)]
+    result = emit(b, name, *args)
+    q.store(result, q.gep(out, [k], source_etype=value), align=size)
+    following = q.add(k, ir.Constant(i64, 1))
+    k.add_incoming(following, q.block)
+    q.cbranch(q.icmp_unsigned("<", following, count), loop, done)
+    q.position_at_end(done)
+    q.ret_void()
+    return module
+
+
+@functools.cache
+def function(name: str, dtype: type, lanes: int) -> Callable[..., np.ndarray]:
+    """The compiled function on arrays (any length)."""
+    machine = _machine()
+    module = llvm.parse_assembly(str(build(name, dtype, lanes)))
+    module.triple = machine.triple
+    module.verify()
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    pass_builder = llvm.create_pass_builder(machine, options)
+    pass_builder.getModulePassManager().run(module, pass_builder)
+    engine = llvm.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    _ALIVE.append(engine)
+    signature = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    native = signature(engine.get_function_address("kernel"))
+
+    def call(x: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
+        count = -(-len(x) // lanes)
+        padded = [np.ones(count * lanes, dtype) for _ in range(3)]
+        for p, v in zip(padded[1:], (x, y), strict=True):
+            if v is not None:
+                p[: len(v)] = v
+        if count:
+            native(padded[0].ctypes.data, padded[1].ctypes.data, padded[2].ctypes.data, count)
+        return padded[0][: len(x)]
+
+    call.native = native  # type: ignore[attr-defined]
+    return call
+
+
+# -- references --------------------------------------------------------------------------------------------------------
+
+
+def _mp_erfinv(x: Any) -> Any:
+    return mp.erfinv(x) if abs(x) < 1 else mp.mpf("inf") * mp.sign(x) if abs(x) == 1 else mp.nan
+
+
+def _mp_lgamma(x: Any) -> Any:
+    return mp.re(mp.loggamma(x))
+
+
+MP: dict[str, Callable[..., Any]] = {
+    "exp": mp.exp, "exp2": lambda x: mp.mpf(2) ** x, "expm1": mp.expm1, "log": mp.log, "log2": lambda x: mp.log(x) / mp.log(2), "log10": mp.log10,
+    "log1p": mp.log1p, "sin": mp.sin, "cos": mp.cos, "tan": mp.tan, "asin": mp.asin, "acos": mp.acos, "atan": mp.atan, "atan2": mp.atan2,
+    "sinh": mp.sinh, "cosh": mp.cosh, "tanh": mp.tanh, "asinh": mp.asinh, "acosh": mp.acosh, "atanh": mp.atanh, "erf": mp.erf, "erfc": mp.erfc,
+    "erfinv": _mp_erfinv, "lgamma": _mp_lgamma, "digamma": mp.digamma, "pow": mp.power,
+}  # fmt: skip
+
+WIDE: dict[str, Callable[..., Any]] = {
+    "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log2": np.log2, "log10": np.log10, "log1p": np.log1p, "sin": np.sin,
+    "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "atan2": np.arctan2, "sinh": np.sinh, "cosh": np.cosh,
+    "tanh": np.tanh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh, "erf": sp.erf, "erfc": sp.erfc, "erfinv": sp.erfinv,
+    "lgamma": sp.gammaln, "digamma": sp.psi, "pow": np.power,
+}  # fmt: skip
+
+# Where each function is smooth and much used (swept linearly), and its hard points: zeros, poles, thresholds, limits.
+RANGES: dict[str, tuple[float, float]] = {
+    "exp": (-20, 20), "exp2": (-20, 20), "expm1": (-3, 3), "log": (0, 4), "log2": (0, 4), "log10": (0, 4), "log1p": (-1, 3), "sin": (-20, 20),
+    "cos": (-20, 20), "tan": (-20, 20), "asin": (-1, 1), "acos": (-1, 1), "atan": (-4, 4), "sinh": (-5, 5), "cosh": (-5, 5), "tanh": (-5, 5),
+    "asinh": (-5, 5), "acosh": (1, 5), "atanh": (-1, 1), "erf": (-4, 4), "erfc": (-5, 11), "erfinv": (-1, 1), "lgamma": (-8, 16), "digamma": (-8, 16),
+}  # fmt: skip
+_PI = [k * np.pi / 4 for k in range(-9, 10)] + [1e5, 1e9, 33000.0, 12345.678, 1e15, 1e22, 1e38, 5.3193726483265414e255 / 1e200, 6381956970095103 * 2.0**797]
+HARD: dict[str, list[float]] = {
+    "exp": [0, 88.72284, -87.33655, -103.972, 709.782712893384, -708.3964, -745.1332], "exp2": [0, 0.5, 128, -126, -149, -150, 1024, -1022, -1074, -1075],
+    "expm1": [0, 0.34657, -0.34657, 88.72284, -18, -40, 709.782712893384], "log": [1, 0.70710678, 1.41421356, 2, 0.5], "log2": [1, 0.70710678, 1.41421356, 2, 8],
+    "log10": [1, 0.70710678, 1.41421356, 10, 1000], "log1p": [0, -1, 0.41421356, -0.29289, 1, 1e30], "sin": _PI, "cos": _PI, "tan": _PI,
+    "asin": [0, 0.5, -0.5, 1, -1], "acos": [0, 0.5, -0.5, 1, -1], "atan": [0, 1, -1], "sinh": [0, 1, -1, 89.4159, 710.4758], "cosh": [0, 89.4159, 710.4758],
+    "tanh": [0, 0.17, 9.01, 19, 0.5], "asinh": [0, 1, 16384, 2.0**30], "acosh": [1, 2, 16384, 2.0**30], "atanh": [0, 0.5, 1, -1], "erf": [0, 1, -1, 3.92, 5.9],
+    "erfc": [0, 0.5, -0.5, 10.0545, 26.543, 27.226], "erfinv": [0, 1, -1, 0.99663, 0.9999999],
+    "lgamma": [0, 1, 2, 0.5, 3, 8, 12, -1, -2, -3, -0.5, -2.457024738220, -2.7476826467, -3.14358088834, -3.95529428454, -4.03936183, 1e36, 2.5e305],
+    "digamma": [0, 1, 1.4616321449683623, 3, 10, -1, -2, -0.5, -0.504083008264455, -1.573498473162, -2.610720868444, 1e30],
+}  # fmt: skip
+
+
+def points(name: str, dtype: type, density: int) -> np.ndarray:
+    """The arguments of the sweep: ``2**density`` bit patterns of the whole range, a linear range, all values near hard points."""
+    unsigned, bits = (np.uint32, 32) if dtype is np.float32 else (np.uint64, 64)
+    rng = np.random.default_rng(0)
+    whole = np.arange(2**density, dtype=np.uint64) << np.uint64(bits - density)
+    whole += rng.integers(0, 2 ** (bits - density), len(whole), dtype=np.uint64)
+    low, high = RANGES[name]
+    linear = rng.uniform(low, high, 2 ** (density - 1))
+    around = max(8, 2 ** (density - 10))
+    near = []
+    for h in HARD[name]:
+        steps = np.arange(-around, around + 1)
+        if h == 0:
+            near += [steps * np.finfo(dtype).smallest_subnormal, steps * np.finfo(dtype).tiny * dtype(1.37), steps * dtype(1e-5)]
+        elif abs(h) < np.finfo(dtype).max:
+            near.append(dtype(h) + steps * np.spacing(dtype(h)))
+            near.append(dtype(h) * (1 + steps * 1e-6))
+    ends = [0.0, -0.0, np.inf, -np.inf, np.nan, 1, -1, np.finfo(dtype).max, np.finfo(dtype).tiny, -np.finfo(dtype).tiny]
+    return np.concatenate([whole.astype(unsigned).view(dtype), linear.astype(dtype), *[np.asarray(v, dtype) for v in near], np.asarray(ends, dtype)])
+
+
+def ulp_errors(got: np.ndarray, exact: np.ndarray, dtype: type) -> np.ndarray:
+    """The error of float32 (or float64) results against float64 ones, in ulp; infinite where one is NaN or infinite and the other is not."""
+    info = np.finfo(dtype)
+    top = 2.0**128 if dtype is np.float32 else np.inf
+    g, e = got.astype(np.float64), exact.astype(np.float64)
+    over = np.abs(e) >= top * (1 - 2.0**-25) if dtype is np.float32 else np.isinf(e)
+    same = (g == e) | (np.isnan(g) & np.isnan(e)) | (over & np.isinf(g) & (np.sign(g) == np.sign(e)))
+    g = np.where(np.isinf(g), np.copysign(top, g), g)
+    with np.errstate(all="ignore"):
+        _, exponent = np.frexp(e)
+        ulp = np.ldexp(1.0, np.maximum(exponent - 1, np.log2(float(info.tiny)).astype(int)) - info.nmant)
+        error = np.abs(g - e) / ulp
+    error = np.where(same, 0.0, error)
+    return np.where(np.isnan(error), np.inf, error)
+
+
+def exact_error(got: float, exact: Any, dtype: type) -> float:
+    """The same for one value and an mpmath number."""
+    info = np.finfo(dtype)
+    if isinstance(exact, mp.mpc):
+        exact = mp.nan if abs(mp.im(exact)) > 0 else mp.re(exact)
+    if mp.isnan(exact) or np.isnan(got):
+        return 0.0 if mp.isnan(exact) and np.isnan(got) else np.inf
+    limit = mp.mpf(2) ** int(info.maxexp)
+    last = mp.mpf(2) ** (int(info.maxexp) - info.nmant - 1)  # the spacing below the limit
+    edge = limit - last / 2
+    value = mp.mpf(float(got)) if not np.isinf(got) else limit * (1 if got > 0 else -1)
+    if abs(exact) >= edge:
+        return 0.0 if np.isinf(got) and (got > 0) == (exact > 0) else float(abs(value - mp.sign(exact) * limit) / last)
+    exponent = int(mp.frexp(exact)[1]) - 1 if exact else -(10**6)
+    ulp = mp.mpf(2) ** (max(exponent, int(np.log2(float(info.tiny)))) - info.nmant)
+    return float(abs(value - exact) / ulp)
+
+
+def mp_value(name: str, *args: float) -> Any:
+    """The function at exact arguments, to some 40 digits (more where the argument is huge)."""
+    x = args[0]
+    digits = 45 + (abs(int(np.log10(abs(x)))) if x and np.isfinite(x) and abs(x) > 1 else 0)
+    with mp.workdps(min(digits, 400)):
+        try:
+            return +MP[name](*[mp.mpf(float(a)) for a in args])
+        except (ValueError, ZeroDivisionError, OverflowError):
+            return None

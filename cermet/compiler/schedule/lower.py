@@ -1,0 +1,475 @@
+"""Lowering of a loop group: which loops run over its dims, what is vectorised, what is parallel, where reductions are finished.
+
+Three forms. *Map*: no reduction; the outer dims are flattened into rows, rows into blocks, the innermost runs in lanes. *Rows*: reductions
+along dims that memory runs along; each row passes through its stages (reduce, reduce, store) while it is in cache. *Columns*: lanes run
+along a dim that remains, and the reduced dims are serial loops inside. Blocks depend on shapes only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cermet import dtypes as dt
+from cermet.compiler.loops import ir
+from cermet.compiler.loops.build import builder
+from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, Reduce, Register, Store, Var
+from cermet.compiler.schedule.domain import Axes, Class, atoms_of, coefficient, merge, ordered, rigid_dims
+from cermet.compiler.schedule.fuse import COSTS, Group
+from cermet.compiler.schedule.index import Idx, NeedSplit, delinearize, linearize
+from cermet.compiler.schedule.tree import Dynamic, Tree, Trees
+from cermet.compiler.schedule.writer import Binding, Env, Writer, rounded
+from cermet.graph.node import Node
+
+__all__ = ["LoopCall", "lower_group"]
+
+BLOCK = 8192  # elements of a map or row block
+COLUMN_BLOCK = 64  # lanes' extent of a column block
+SMALL_EXTENT = 16  # reduced dims up to this are unrolled
+SPLIT_FROM = 32768  # a reduction of this many elements on few rows is cut into chunks
+
+_REDUCE = {
+    "reduce_sum": "add", "reduce_prod": "mul", "reduce_max": "max", "reduce_min": "min", "reduce_any": "or", "reduce_all": "and",
+}  # fmt: skip
+
+
+@dataclass
+class LoopCall:
+    """One launch of a kernel made of loop IR, its parameters bound to nodes and numbers.
+
+    temps: bytes of temporaries it shares with the other calls of its group.
+    """
+
+    kernel: Kernel
+    bindings: list[Binding]
+    blocks: int
+    grain: int = 1
+    scratch: int = 0
+    temps: list[int] = field(default_factory=list)
+
+
+def identity_of(op: str, dtype: dt.DType) -> Expr:
+    """The value that changes nothing."""
+    d = dtype.compute
+    if op in ("add", "or"):
+        return builder.const(0, d)
+    if op in ("mul", "and"):
+        return builder.const(1, d)
+    if d.kind == "f":
+        return builder.const(-math.inf if op == "max" else math.inf, d)
+    if d.kind == "b":
+        return builder.const(op == "min", d)
+    info = dt.iinfo(d)
+    return builder.const(info.min if op == "max" else info.max, d)
+
+
+def lower_group(
+    group: Group, evaluated: set[Node], stored: set[Node], strides_of: Callable[[Node], tuple[int, ...] | None]
+) -> list[LoopCall]:
+    """The launches of a loop group.
+
+    Args:
+        evaluated: nodes the group computes; stored: those written to memory (of all groups).
+        strides_of: element strides of a value that is in memory.
+    """
+    axes = Axes(group.domain)
+    split = True
+    for _ in range(24):
+        try:
+            return _Lowering(group, evaluated, stored, strides_of, axes, split).calls()
+        except NeedSplit as need:
+            axes.split(need)
+    # Indices that keep asking for splits are left with quotients and remainders.
+    return _Lowering(group, evaluated, stored, strides_of, axes, False).calls()
+
+
+class _Lowering:
+    def __init__(self, group: Group, evaluated: set[Node], stored: set[Node], strides_of: Any, axes: Axes, split: bool) -> None:
+        self.group = group
+        self.own = [n for n in group.nodes if n in evaluated]
+        self.reductions = [n for n in self.own if n.call.op.kind == "reduce"]
+        own = set(self.own)
+        self.trees = Trees(lambda n: None if n in own else strides_of(n), set(self.reductions), split)
+        self.split = split
+        self.axes = axes
+        self.strides_of = strides_of
+        reduced = group.reduced if self.reductions and group.reduced is not None else ()
+        self.reduced_dims = {d for a in reduced for d in axes.dims[a]}
+        self.index = axes.index()
+        self.kept = [i for a, i in enumerate(self.index) if a not in reduced]
+        self.kept_shape = [e for a, e in enumerate(group.domain) if a not in reduced]
+        self._make_trees(stored)
+        self._choose_loops()
+
+    # -- what is computed --------------------------------------------------------------------------------------------
+
+    def _index_of(self, n: Node, outer: bool) -> tuple[Idx, ...]:
+        index, domain = (self.kept, self.kept_shape) if outer else (self.index, list(self.group.domain))
+        shape = n.meta.shape
+        if tuple(domain) == shape:
+            return tuple(index)
+        return delinearize(linearize(index, domain), shape, self.split)
+
+    def _make_trees(self, stored: set[Node]) -> None:
+        """Trees of all reductions (inputs of theirs first) and of all roots, with the offsets they are stored at."""
+        self.reduce_trees: dict[Node, Tree] = {}
+        for n in self.reductions:
+            x = n.inputs[0]
+            tree = self.trees.tree(x, self._index_of(x, False))
+            self.trees.reduce_stage[n] = tree.stage
+            self.reduce_trees[n] = tree
+        self.roots: list[tuple[Node, Tree, Idx, bool]] = []
+        for n in self.own:
+            if n not in stored:
+                continue
+            outer = n in self.group.outer and bool(self.reductions)
+            index = self._index_of(n, outer)
+            tree = self.trees.tree(n, index, top=n.call.op.kind != "reduce")
+            self.roots.append((n, tree, self._offset(n, index), outer))
+
+    def _offset(self, n: Node, index: Sequence[Idx]) -> Idx:
+        strides = self.strides_of(n)
+        assert strides is not None
+        out = Idx(0)
+        for i, s in zip(index, strides, strict=True):
+            out = out.plus(i.times(s))
+        return out
+
+    # -- which loops -------------------------------------------------------------------------------------------------
+
+    def _choose_loops(self) -> None:
+        loads = list(self.trees.loads())
+        offsets = [t.offset for t in loads] + [r[2] for r in self.roots]
+        weights = [t.node.meta.dtype.itemsize for t in loads]
+        weights += [n.meta.dtype.itemsize * (1 if outer else 4) for n, _, _, outer in self.roots]
+        rigid = rigid_dims([*self.trees.rigid(), *atoms_of(offsets)])
+        every = [d for row in self.axes.dims for d in row]
+        order = ordered(every, offsets, weights)
+        self.outer_classes = merge([d for d in order if d not in self.reduced_dims], offsets, rigid)
+        self.inner_classes = merge([d for d in order if d in self.reduced_dims], offsets, rigid)
+        self.form = self._choose_form(offsets, weights)
+        self.class_of = {d: c for c in (*self.outer_classes, *self.inner_classes) for d in c.dims}
+
+    def _unit_weight(self, c: Class, offsets: Sequence[Idx], weights: Sequence[int]) -> int:
+        return sum([w for x, w in zip(offsets, weights, strict=True) if abs(coefficient(x, c.inner)) == 1])
+
+    def _choose_form(self, offsets: Sequence[Idx], weights: Sequence[int]) -> str:
+        def best(classes: list[Class]) -> int:
+            if not classes:
+                return -1
+            scores = [self._unit_weight(c, offsets, weights) for c in classes]
+            top = max(scores)
+            k = max(i for i, s in enumerate(scores) if s == top)
+            classes.append(classes.pop(k))  # lanes run along the last
+            return top
+
+        if not self.reductions:
+            best(self.outer_classes)
+            return "map"
+        in_rows, in_columns = best(self.inner_classes), best(self.outer_classes)
+        size = math.prod([c.extent for c in self.inner_classes])
+        if self.outer_classes and (in_columns > in_rows or size <= SMALL_EXTENT) and self.outer_classes[-1].extent >= 4:
+            return "columns"
+        return "rows"
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def calls(self) -> list[LoopCall]:
+        self.numel_inner = math.prod([c.extent for c in self.inner_classes])
+        self.numel_outer = math.prod([c.extent for c in self.outer_classes])
+        if self.form == "map":
+            return [self._map()]
+        if self._should_split():
+            return self._split_calls()
+        return [self._rows() if self.form == "rows" else self._columns()]
+
+    def _cost(self) -> int:
+        """Rough instructions per element."""
+        return sum(COSTS.get(n.call.op.name, 1) for n in self.own) + 1
+
+    def _grain(self, elements: int) -> int:
+        """Blocks that make about 20 microseconds of work."""
+        return max(1, 60_000 // max(1, elements * self._cost()))
+
+    def _begin(self) -> Writer:
+        return Writer(self.class_of)
+
+    def _rows_of(self, w: Writer, classes: Sequence[Class], row: Expr) -> dict[Class, Expr]:
+        """The classes' values for a flattened row number."""
+        out: dict[Class, Expr] = {}
+        for c in reversed(classes[1:]):
+            extent = w.integer(c.extent)
+            out[c] = Expr("trem", (row, extent), dt.int64)
+            row = Expr("tdiv", (row, extent), dt.int64)
+        if classes:
+            out[classes[0]] = row
+        return out
+
+    def _finish(self, w: Writer, block: Var, count: int, body: list[Any], elements: int, name: str) -> LoopCall:
+        if w.bad is not None:
+            body = [Define(w.bad, builder.const(False, dt.bool)), *body]
+            body.append(Guard(w.bad.expr, [Store(w.status(), ir.const(0), ir.const(1))]))
+        kernel = Kernel(name, w.params, [For(block, w.integer(count) if count != 1 else ir.const(1), body, "parallel")])
+        return LoopCall(kernel, w.bindings, count, self._grain(elements))
+
+    def _rest(self, w: Writer, total: int, size: Expr, block: Expr, blocks: int) -> Expr:
+        """min(size, total - block * size): how much of a block is there."""
+        if blocks == 1:
+            return w.integer(total)
+        return builder.min(size, w.integer(total) - block * size)
+
+    def _map(self) -> LoopCall:
+        w = self._begin()
+        p, v = Var("p"), Var("v")
+        *outer, inner = self.outer_classes or [Class([])]
+        rows, width = math.prod([c.extent for c in outer]), inner.extent
+        body: list[Any] = []
+        if rows == 1:
+            count = -(-width // BLOCK)
+            size = ir.const(BLOCK)
+            start = p.expr * size if count > 1 else ir.const(0)
+            loop = For(v, self._rest(w, width, size, p.expr, count), [], "vector")
+            env = Env({inner: start + v.expr, **{c: ir.const(0) for c in outer}}, loop.body)
+            body.append(loop)
+        else:
+            per = max(1, BLOCK // max(width, 1))
+            count = -(-rows // per)
+            r, size = Var("r"), w.integer(per)
+            loop = For(v, w.integer(width), [], "vector")
+            row_loop = For(r, self._rest(w, rows, size, p.expr, count), [loop], "serial")
+            row = p.expr * size + r.expr if count > 1 else r.expr
+            env = Env({inner: v.expr, **self._rows_of(w, outer, row)}, loop.body)
+            body.append(row_loop)
+        for n, tree, offset, _ in self.roots:
+            self._store(w, env, n, tree, offset)
+        return self._finish(w, p, count, body, min(rows * width, BLOCK), "map")
+
+    def _store(self, w: Writer, env: Env, n: Node, tree: Tree, offset: Idx) -> None:
+        value = w.write(tree, env)
+        env.body.append(Store(w.buffer(n, True), w.position(offset, env), value))
+
+    # -- reductions --------------------------------------------------------------------------------------------------
+
+    def _rows(self, combine: Callable[[Writer, Env], None] | None = None) -> LoopCall:
+        w = self._begin()
+        p, r = Var("p"), Var("r")
+        rows, width = self.numel_outer, self.numel_inner
+        per = max(1, BLOCK // max(width, 1))
+        count = -(-rows // per) if rows else 0
+        body: list[Any] = []
+        size = w.integer(per)
+        row_loop = For(r, self._rest(w, rows, size, p.expr, count), [], "serial")
+        row = p.expr * size + r.expr if count > 1 else r.expr
+        env = Env(self._rows_of(w, self.outer_classes, row), row_loop.body)
+        self._stages(w, env, True, combine)
+        body.append(row_loop)
+        return self._finish(w, p, count, body, min(rows, per) * width, "rows")
+
+    def _columns(self, combine: Callable[[Writer, Env], None] | None = None) -> LoopCall:
+        w = self._begin()
+        p, v = Var("p"), Var("v")
+        *outer, lanes = self.outer_classes
+        rows, width = math.prod([c.extent for c in outer]), lanes.extent
+        body: list[Any] = []
+        if self.numel_inner <= SMALL_EXTENT:
+            return self._windows(w, p, v, outer, lanes, combine)
+        pieces = -(-width // COLUMN_BLOCK)
+        count = rows * pieces
+        loop = For(v, ir.const(0), [], "vector")
+        block: Expr = p.expr
+        piece: Expr = ir.const(0)
+        if pieces > 1:
+            n = w.integer(pieces)
+            piece = Expr("trem", (block, n), dt.int64)
+            block = Expr("tdiv", (block, n), dt.int64)
+        loop.extent = self._rest(w, width, ir.const(COLUMN_BLOCK), piece, pieces)
+        env = Env({lanes: piece * ir.const(COLUMN_BLOCK) + v.expr, **self._rows_of(w, outer, block)}, loop.body)
+        self._stages(w, env, False, combine)
+        body.append(loop)
+        return self._finish(w, p, count, body, min(width, COLUMN_BLOCK) * self.numel_inner, "columns")
+
+    def _windows(self, w: Writer, p: Var, v: Var, outer: list[Class], lanes: Class, combine: Any) -> LoopCall:
+        """Columns with so small a reduction that blocks hold many rows, as in pooling."""
+        rows, width = math.prod([c.extent for c in outer]), lanes.extent
+        per = max(1, BLOCK // max(width * self.numel_inner, 1))
+        count = -(-rows // per)
+        r, size = Var("r"), w.integer(per)
+        loop = For(v, w.integer(width), [], "vector")
+        row_loop = For(r, self._rest(w, rows, size, p.expr, count), [loop], "serial")
+        row = p.expr * size + r.expr if count > 1 else r.expr
+        env = Env({lanes: v.expr, **self._rows_of(w, outer, row)}, loop.body)
+        self._stages(w, env, False, combine)
+        return self._finish(w, p, count, [row_loop], min(rows, per) * width * self.numel_inner, "windows")
+
+    def _stages(self, w: Writer, env: Env, lanes_inside: bool, combine: Callable[[Writer, Env], None] | None) -> None:
+        """The loops over the reduced dims, one nest per stage, and what is stored between them."""
+        last = max([*(t.stage for t in self.reduce_trees.values()), *(t.stage for _, t, _, _ in self.roots)], default=0)
+        for stage in range(last + 1):
+            self._between(w, env, stage)
+            here = [n for n in self.reductions if self.reduce_trees[n].stage == stage]
+            if stage == 0 and combine is not None:
+                combine(w, env)
+                here = []
+            stores = [root for root in self.roots if not root[3] and root[1].stage == stage]
+            if not here and not stores:
+                continue
+            registers = []
+            for n in here:
+                reg = Register(f"acc{len(w.registers)}", n.meta.dtype.compute)
+                env.body.append(Define(reg, identity_of(_REDUCE[n.call.op.name], n.meta.dtype)))
+                registers.append((n, reg))
+            body, inner = self._nest(w, env, lanes_inside)
+            for root in stores:
+                self._store(w, inner, *root[:3])
+            for n, reg in registers:
+                inner.body.append(Reduce(reg, _REDUCE[n.call.op.name], w.write(self.reduce_trees[n], inner)))
+            env.body.extend(body)
+            self._keep(w, env, registers)
+        self._between(w, env, last + 1)
+
+    def _keep(self, w: Writer, env: Env, registers: list[tuple[Node, Register]]) -> None:
+        """Finished reductions, rounded where their dtype is narrower than the register's."""
+        for n, reg in registers:
+            if n.meta.dtype.compute is not n.meta.dtype:
+                env.body.append(Assign(reg, rounded(reg.expr, n.meta.dtype, False)))
+            w.registers[n] = reg
+
+    def _between(self, w: Writer, env: Env, stage: int) -> None:
+        for root in self.roots:
+            if root[3] and root[1].stage == stage:
+                self._store(w, env, *root[:3])
+
+    def _nest(self, w: Writer, env: Env, lanes_inside: bool) -> tuple[list[Any], Env]:
+        """Fresh loops over all reduced classes, and the environment inside them."""
+        values: dict[Class, Expr] = {}
+        top: list[Any] = []
+        body = top
+        for k, c in enumerate(self.inner_classes):
+            var = Var(f"k{k}")
+            lane = lanes_inside and k == len(self.inner_classes) - 1
+            small = c.extent <= SMALL_EXTENT and not lane
+            loop = For(var, ir.const(c.extent) if small else w.integer(c.extent), [], "vector" if lane else "serial", small)
+            values[c] = var.expr
+            body.append(loop)
+            body = loop.body
+        return top, Env(values, body, env)
+
+    # -- long reductions on few rows ---------------------------------------------------------------------------------
+
+    def _should_split(self) -> bool:
+        if self.numel_inner < SPLIT_FROM or any(isinstance(d, Dynamic) for d in self.trees.dynamics.values()):
+            return False
+        if any(t.stage for t in self.reduce_trees.values()) or any(t.stage and not outer for _, t, _, outer in self.roots):
+            return self.numel_outer < 2
+        return self.numel_outer * (self.numel_inner // SPLIT_FROM) <= 64 * max(1, self.numel_inner // SPLIT_FROM)
+
+    def _split_calls(self) -> list[LoopCall]:
+        """Partial results of fixed chunks in one launch, their combination and the later stages in a second."""
+        first = [n for n in self.reductions if self.reduce_trees[n].stage == 0]
+        cut = max(self.inner_classes, key=lambda c: c.extent)
+        chunk = max(1, -(-cut.extent * 8192 // self.numel_inner))
+        chunks = -(-cut.extent // chunk)
+        temps = [chunks * self.numel_outer * n.meta.dtype.compute.itemsize for n in first]
+        a = self._partials(first, cut, chunk, chunks)
+
+        def combine(w: Writer, env: Env) -> None:
+            self._combine(w, env, first, chunks)
+
+        roots, self.roots = self.roots, [r for r in self.roots if r[3] or r[1].stage > 0]
+        b = self._rows(combine) if self.form == "rows" else self._columns(combine)
+        self.roots = roots
+        a.temps = b.temps = temps
+        return [a, b]
+
+    def _outer_position(self, w: Writer, env: Env) -> Expr:
+        """Row-major position among the classes that remain."""
+        out: Expr = ir.const(0)
+        for c in self.outer_classes:
+            out = out * w.integer(c.extent) + env.values[c]
+        return out
+
+    def _partials(self, first: list[Node], cut: Class, chunk: int, chunks: int) -> LoopCall:
+        w = self._begin()
+        p = Var("p")
+        count = chunks * self.numel_outer
+        size = w.integer(chunk)
+        body: list[Any] = []
+        block = p.expr
+        if self.form == "rows":
+            n = w.integer(chunks)
+            c, row = Expr("trem", (block, n), dt.int64), Expr("tdiv", (block, n), dt.int64)
+            env = Env(self._rows_of(w, self.outer_classes, row), body)
+        else:
+            count, c, env = self._column_blocks(w, block, chunks, body)
+        start = c * size
+        extent = builder.min(size, w.integer(cut.extent) - start)
+        registers = []
+        for n in first:
+            reg = Register(f"acc{len(registers)}", n.meta.dtype.compute)
+            env.body.append(Define(reg, identity_of(_REDUCE[n.call.op.name], n.meta.dtype)))
+            registers.append((n, reg))
+        nest, inner = self._nest(w, env, self.form == "rows")
+        _cut_loop(nest, inner, cut, start, extent)
+        for root in self.roots:
+            if not root[3] and root[1].stage == 0:
+                self._store(w, inner, *root[:3])
+        for n, reg in registers:
+            inner.body.append(Reduce(reg, _REDUCE[n.call.op.name], w.write(self.reduce_trees[n], inner)))
+        env.body.extend(nest)
+        for k, (n, reg) in enumerate(registers):
+            place = c * w.integer(self.numel_outer) + self._outer_position(w, env)
+            env.body.append(Store(w.temp(k, n.meta.dtype.compute, True), place, reg.expr))
+        return self._finish(w, p, count, body, 8192, "partials")
+
+    def _column_blocks(self, w: Writer, block: Expr, chunks: int, body: list[Any]) -> tuple[int, Expr, Env]:
+        """Blocks of (chunk, outer rows, column piece)."""
+        *outer, lanes = self.outer_classes
+        rows, width = math.prod([c.extent for c in outer]), lanes.extent
+        pieces = -(-width // COLUMN_BLOCK)
+        n = w.integer(chunks)
+        c, rest = Expr("trem", (block, n), dt.int64), Expr("tdiv", (block, n), dt.int64)
+        piece: Expr = ir.const(0)
+        if pieces > 1:
+            m = w.integer(pieces)
+            piece, rest = Expr("trem", (rest, m), dt.int64), Expr("tdiv", (rest, m), dt.int64)
+        v = Var("v")
+        loop = For(v, self._rest(w, width, ir.const(COLUMN_BLOCK), piece, pieces), [], "vector")
+        body.append(loop)
+        env = Env({lanes: piece * ir.const(COLUMN_BLOCK) + v.expr, **self._rows_of(w, outer, rest)}, loop.body)
+        return chunks * rows * pieces, c, env
+
+    def _combine(self, w: Writer, env: Env, first: list[Node], chunks: int) -> None:
+        """Add up the chunks' partial results, in order."""
+        registers = []
+        var = Var("c")
+        for n in first:
+            reg = Register(f"sum{len(registers)}", n.meta.dtype.compute)
+            env.body.append(Define(reg, identity_of(_REDUCE[n.call.op.name], n.meta.dtype)))
+            registers.append((n, reg))
+        loop = For(var, w.integer(chunks), [], "serial")
+        place = var.expr * w.integer(self.numel_outer) + self._outer_position(w, env)
+        for k, (n, reg) in enumerate(registers):
+            part = w.temp(k, n.meta.dtype.compute, False)
+            loop.body.append(Reduce(reg, _REDUCE[n.call.op.name], part.load(place)))
+        env.body.append(loop)
+        self._keep(w, env, registers)
+
+
+def _cut_loop(nest: list[Any], inner: Env, cut: Class, start: Expr, extent: Expr) -> None:
+    """Restrict the loop of class ``cut`` to ``extent`` values from ``start``."""
+    var = inner.values[cut].attr
+    stack = list(nest)
+    while stack:
+        loop = stack.pop()
+        if isinstance(loop, For):
+            if loop.var is var:
+                loop.extent = extent
+                loop.unroll = False
+                inner.values[cut] = start + var.expr
+                return
+            stack.extend(loop.body)
+    raise RuntimeError("the loop to cut is not in the nest")
+
+

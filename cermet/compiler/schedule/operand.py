@@ -1,0 +1,49 @@
+"""Operands of kernels designed by hand: such a kernel reads memory by strides, so an operand must be a value in memory seen through
+movement that keeps it strided. What is not gets copied first. Knows nodes and index maps."""
+
+from __future__ import annotations
+
+from cermet.compiler.schedule.index import Atom, Dim, Idx, var
+from cermet.compiler.schedule.movement import pull
+from cermet.graph.node import Node
+
+__all__ = ["BY_HAND", "is_strided", "strided"]
+
+BY_HAND = frozenset(("contraction", "convolution", "sort", "scan", "scatter"))
+
+
+def _trace(x: Node) -> tuple[Node, list[Dim], tuple[Idx, ...]] | None:
+    dims = [Dim(e, k) for k, e in enumerate(x.meta.shape)]
+    index: tuple[Idx, ...] = tuple([var(d) for d in dims])
+    while x.call.op.kind == "movement" and x.buffer is None:
+        index, conditions = pull(x, index, False)
+        if conditions:
+            return None
+        x = x.inputs[0]
+    if any(isinstance(v, Atom) for i in index for v, _ in i.terms):
+        return None
+    return x, dims, index
+
+
+def is_strided(x: Node) -> bool:
+    """Whether ``x`` is a value in memory (or one that can be put there) seen by strides."""
+    traced = _trace(x)
+    if traced is None:
+        return False
+    source = traced[0]
+    return source.buffer is not None and source.call.op.name == "data" or source.call.op.kind != "leaf"
+
+
+def strided(x: Node, strides_of_source: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """Element offset and strides, per dim of ``x``, in the memory of its source."""
+    traced = _trace(x)
+    assert traced is not None
+    _, dims, index = traced
+    offset = 0
+    strides = [0] * len(dims)
+    place = {d: k for k, d in enumerate(dims)}
+    for i, s in zip(index, strides_of_source, strict=True):
+        offset += i.const * s
+        for v, c in i.terms:
+            strides[place[v]] += c * s
+    return offset, tuple(strides)

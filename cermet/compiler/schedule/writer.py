@@ -1,0 +1,182 @@
+"""Turns trees into loop IR expressions: parameters for everything that varies between calls, constants for what shapes the code.
+
+Sizes, strides and offsets become int parameters, except 0, 1 and -1, which decide how memory is read. Knows trees, dims and the loop IR;
+must not know how loops are nested.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cermet import dtypes as dt
+from cermet.compiler.loops import ir
+from cermet.compiler.loops.build import builder
+from cermet.compiler.loops.ir import Expr, Param, Register
+from cermet.compiler.schedule.domain import Class
+from cermet.compiler.schedule.index import Atom, Dim, Idx
+from cermet.compiler.schedule.movement import Condition
+from cermet.compiler.schedule.tree import Dynamic, Tree
+from cermet.graph.node import Node
+from cermet.ops.leaf import const_value
+
+__all__ = ["Binding", "Env", "Writer"]
+
+Binding = tuple[str, Any]
+"""What a parameter is bound to: ("node", node), ("int", value), ("scalar", leaf), ("temp", number), ("status", node)."""
+
+
+class Env:
+    """Where expressions are written: the value of each loop class, the statements so far, what has been written already."""
+
+    def __init__(self, values: dict[Class, Expr], body: list[Any], parent: Env | None = None) -> None:
+        self.values = values if parent is None else {**parent.values, **values}
+        self.body = body
+        self.memo: dict[int, Expr] = {}
+
+
+class Writer:
+    """Collects the parameters of one kernel and writes expressions."""
+
+    def __init__(self, class_of: dict[Dim, Class]) -> None:
+        self.class_of = class_of
+        self.params: list[Param] = []
+        self.bindings: list[Binding] = []
+        self.buffers: dict[Node, Param] = {}
+        self.scalars: dict[Node, Param] = {}
+        self.registers: dict[Node, Register] = {}
+        self.bad: Register | None = None
+        self.bad_node: Node | None = None
+        self._status: Param | None = None
+
+    # -- parameters ------------------------------------------------------------------------------------------------
+
+    def _param(self, kind: Any, dtype: dt.DType, binding: Binding, readonly: bool = True) -> Param:
+        p = Param(f"{kind[0]}{len(self.params)}", kind, dtype, readonly)
+        self.params.append(p)
+        self.bindings.append(binding)
+        return p
+
+    def buffer(self, node: Node, writable: bool = False) -> Param:
+        """The parameter for a value in memory."""
+        p = self.buffers.get(node)
+        if p is None:
+            p = self.buffers[node] = self._param("buffer", node.meta.dtype, ("node", node), not writable)
+        elif writable:
+            p.readonly = False
+        return p
+
+    def temp(self, number: int, dtype: dt.DType, writable: bool) -> Param:
+        """The parameter for a temporary of the kernel's caller."""
+        return self._param("buffer", dtype, ("temp", number), not writable)
+
+    def integer(self, value: int) -> Expr:
+        """An int that may differ between calls."""
+        if value in (0, 1, -1):
+            return ir.const(value)
+        return self._param("int", dt.int64, ("int", value)).expr
+
+    def status(self) -> Param:
+        """The int64 that a kernel sets where it met bad data."""
+        if self._status is None:
+            self._status = self._param("buffer", dt.int64, ("status", self.bad_node), False)
+        return self._status
+
+    # -- expressions -----------------------------------------------------------------------------------------------
+
+    def position(self, x: Idx, env: Env) -> Expr:
+        """An index expression."""
+        out = self.integer(x.const)
+        for v, c in x.terms:
+            if isinstance(v, Atom):
+                inner = self.position(v.inner, env)
+                value = Expr("imod" if v.op == "mod" else "idiv", (inner, self.integer(v.n)), dt.int64)
+            elif isinstance(v, Dynamic):
+                value = self._dynamic(v, env)
+            else:
+                cls = self.class_of[v]
+                if cls.inner is not v:
+                    continue  # counted through the class's innermost dim
+                value = env.values[cls]
+            out = out + self.integer(c) * value
+        return out
+
+    def _dynamic(self, v: Dynamic, env: Env) -> Expr:
+        """A computed index: negative ones count from the end; a bad one is noted and replaced by 0."""
+        known = env.memo.get(id(v))
+        if known is None:
+            raw = self.write(v.tree, env)
+            size = self.integer(v.extent)
+            wrapped = builder.select(builder.lt(raw, ir.const(0)), builder.add(raw, size), raw)
+            outside = builder.or_(builder.lt(wrapped, ir.const(0)), builder.ge(wrapped, size))
+            if self.bad is None:
+                self.bad = Register("bad", dt.bool)
+            env.body.append(ir.Reduce(self.bad, "or", outside))
+            known = env.memo[id(v)] = builder.select(outside, ir.const(0), wrapped)
+        return known
+
+    def holds(self, conditions: tuple[Condition, ...], env: Env) -> Expr | None:
+        """The conjunction of conditions; None where nothing needs to be tested."""
+        out: Expr | None = None
+        for c in conditions:
+            tests = []
+            value = self.position(c.value, env)
+            if c.value.low < c.low:
+                tests.append(builder.ge(value, self.integer(c.low)))
+            if c.value.high >= c.high:
+                tests.append(builder.lt(value, self.integer(c.high)))
+            if c.modulus != 1:
+                tests.append(builder.eq(Expr("imod", (value, self.integer(c.modulus)), dt.int64), ir.const(0)))
+            for t in tests:
+                out = t if out is None else builder.and_(out, t)
+        return out
+
+    def write(self, tree: Tree, env: Env) -> Expr:
+        """The expression of a tree (statements it needs go to ``env.body``)."""
+        known = env.memo.get(id(tree))
+        if known is None:
+            known = env.memo[id(tree)] = self._write(tree, env)
+        return known
+
+    def _write(self, tree: Tree, env: Env) -> Expr:
+        node = tree.node
+        kind = tree.kind
+        if kind == "load":
+            mask = self.holds(tree.conditions, env)
+            if any(isinstance(v, Dynamic) for v, _ in tree.offset.terms):
+                self.bad_node = self.bad_node or node
+            return self.buffer(node).load(self.position(tree.offset, env), mask)
+        if kind == "op":
+            return self._op(tree, env)
+        if kind == "reduce":
+            return self.registers[node].expr
+        if kind == "guard":
+            value = self.write(tree.args[0], env)
+            condition = self.holds(tree.conditions, env)
+            return value if condition is None else builder.select(condition, value, builder.like(value, 0))
+        if kind == "const":
+            return builder.const(const_value(node), node.meta.dtype)
+        if kind == "index":
+            return builder.cast(self.position(tree.offset, env), node.meta.dtype)
+        p = self.scalars.get(node)
+        if p is None:
+            p = self.scalars[node] = self._param("scalar", node.meta.dtype, ("scalar", node))
+        return p.expr
+
+    def _op(self, tree: Tree, env: Env) -> Expr:
+        node = tree.node
+        op = node.call.op
+        args = [self.write(a, env) for a in tree.args]
+        if op.kind == "gather":
+            self.bad_node = node
+            return args[0]
+        value = op.lower(builder, *args, **op.named(node.call))
+        return rounded(value, node.meta.dtype, op.ulp == 0)
+
+
+def rounded(value: Expr, dtype: dt.DType, exact: bool) -> Expr:
+    """A value of a 16-bit float is rounded after each op, so that its bits don't depend on what is fused (exact ops need no rounding)."""
+    if dtype.compute is dtype or exact:
+        return value
+    if value.op == "cast" and value.attr is dtype:
+        return value
+    return Expr("cast", (value,), dt.float32, dtype)

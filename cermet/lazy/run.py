@@ -1,0 +1,212 @@
+"""Compiled evaluation: finds the program of a tape by its key, or compiles it, and runs it.
+
+A compiled program holds numbers only (which leaf goes to which base, sizes of outputs); it keeps no node, buffer or tensor alive.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from typing import Any
+
+from cermet import config
+from cermet.compiler.build import Schedule, build_schedule
+from cermet.compiler.llvm.jit import compile_many
+from cermet.compiler.llvm.target import host
+from cermet.graph.node import Node
+from cermet.lazy.record import Tape, describe_location
+from cermet.runtime.buffer import Buffer
+from cermet.runtime.program import Launch, Pointer, Program, ScalarArg
+
+__all__ = ["Compiled", "clear_programs", "counters", "run_tape"]
+
+_lock = threading.Lock()
+_programs: OrderedDict[Any, Compiled] = OrderedDict()
+_aliases: OrderedDict[Any, Compiled] = OrderedDict()
+_counts = {"evaluations": 0, "programs_compiled": 0, "program_hits": 0}
+_seconds = {"schedule": 0.0, "compile": 0.0}
+
+
+class Compiled:
+    """A program and how a tape's leaves and results map to its arguments.
+
+    Attributes:
+        program: the launch table. leaves: numbers of the tape's leaves whose buffers are bases, in order.
+        scalars: numbers of the leaves that are run-time scalars. outputs: bytes of each output buffer.
+        results: (position on the tape, output number, or -1 - leaf number where the result is a leaf itself).
+        has_status: whether the last base is a word that kernels set when they met bad data.
+    """
+
+    __slots__ = ("has_status", "leaves", "names", "outputs", "program", "results", "scalars")
+
+    def __init__(self) -> None:
+        self.program: Any = None
+        self.leaves: list[int] = []
+        self.scalars: list[int] = []
+        self.outputs: list[int] = []
+        self.results: list[tuple[int, int]] = []
+        self.has_status = False
+        self.names: list[str] = []
+
+
+def counters() -> dict[str, float]:
+    """Evaluations, programs compiled and found, seconds spent scheduling and compiling, programs held."""
+    with _lock:
+        return {
+            **_counts, "programs_held": len(_programs), "schedule_seconds": _seconds["schedule"], "compile_seconds": _seconds["compile"]
+        }  # fmt: skip
+
+
+def clear_programs() -> None:
+    """Forget all compiled programs."""
+    with _lock:
+        _programs.clear()
+        _aliases.clear()
+
+
+def run_tape(tape: Tape, nodes: list[Node], counts: tuple[int, ...]) -> None:
+    """Compute the held nodes of a tape."""
+    key = (tuple(tape.key), tuple(tape.leaf_ids), counts)
+    compiled = _aliases.get(key)
+    if compiled is None:
+        compiled = _find(tape, nodes, counts, key)
+    else:
+        _counts["program_hits"] += 1
+    _counts["evaluations"] += 1
+    leaves = list(tape.leaves)
+    clones = tape.clones
+    if not _run(compiled, nodes, leaves):
+        # A kernel met bad data (an index out of range): the reference finds the op, computes what does not depend on it, and raises.
+        from cermet.lazy.evaluate import evaluate_reference
+
+        evaluate_reference(tape, nodes, counts)
+        return
+    tape.reset()
+    if clones:
+        from cermet.lazy.evaluate import settle_clones
+
+        settle_clones(clones)
+
+
+def _find(tape: Tape, nodes: list[Node], counts: tuple[int, ...], alias: Any) -> Compiled:
+    from cermet.lazy.evaluate import held_mask
+
+    held = held_mask(nodes, counts)
+    key = (alias[0], alias[1], tuple(held))
+    with _lock:
+        compiled = _programs.get(key)
+        if compiled is not None:
+            _programs.move_to_end(key)
+    if compiled is None:
+        compiled = _compile(tape, nodes, held)
+        _counts["programs_compiled"] += 1
+    else:
+        _counts["program_hits"] += 1
+    with _lock:
+        _programs[key] = compiled
+        _aliases[alias] = compiled
+        while len(_programs) > config.program_cache_size:
+            _programs.popitem(last=False)
+        while len(_aliases) > 4 * config.program_cache_size:
+            _aliases.popitem(last=False)
+    return compiled
+
+
+def _compile(tape: Tape, nodes: list[Node], held: list[bool]) -> Compiled:
+    begin = time.perf_counter()
+    wanted = [n for n, h in zip(nodes, held, strict=True) if h and n.call.outs is None]
+    schedule = build_schedule(wanted, host())
+    middle = time.perf_counter()
+    codes = compile_many([c.request for c in schedule.calls])
+    end = time.perf_counter()
+    _seconds["schedule"] += middle - begin
+    _seconds["compile"] += end - middle
+    if "compile" in config.log:
+        _report(nodes, wanted, schedule, middle - begin, end - middle)
+    return _assemble(tape, wanted, schedule, codes)
+
+
+def _report(nodes: list[Node], wanted: list[Node], schedule: Schedule, planning: float, compiling: float) -> None:
+    import sys
+
+    where = describe_location(nodes[-1].where) if nodes else ""
+    print(
+        f"cermet: compiled a program of {len(nodes)} nodes, {len(wanted)} results, {len(schedule.calls)} launches "
+        f"(planned in {planning * 1e3:.1f} ms, code in {compiling * 1e3:.1f} ms); last op recorded at {where}",
+        file=sys.stderr,
+    )
+
+
+def _assemble(tape: Tape, wanted: list[Node], schedule: Schedule, codes: list[Any]) -> Compiled:
+    out = Compiled()
+    numbers = tape.leaves
+    base_of: dict[Node, int] = {}
+    scalar_of: dict[Node, int] = {}
+    kinds = ""
+    for call in schedule.calls:
+        for arg in call.args:
+            value = arg[1]
+            if arg[0] == "node" and value.buffer is not None and value not in base_of:
+                out.leaves.append(-1 - numbers[value])
+                base_of[value] = len(out.leaves)
+            elif arg[0] == "scalar" and value not in scalar_of:
+                scalar_of[value] = len(out.scalars)
+                out.scalars.append(-1 - numbers[value])
+                d = value.meta.dtype
+                kinds += "d" if d.name == "float64" else "f" if d.kind == "f" else "q"
+            elif arg[0] == "status":
+                out.has_status = True
+    count = len(out.leaves)
+    output_of: dict[Node, int] = {}
+    for node, final in zip(wanted, schedule.outputs, strict=True):
+        if final.buffer is not None:
+            out.results.append((node.pos, numbers[final]))
+            continue
+        if final not in output_of:
+            output_of[final] = len(out.outputs)
+            out.outputs.append(final.meta.nbytes)
+            base_of[final] = count + len(out.outputs)
+        out.results.append((node.pos, output_of[final]))
+    status = count + len(out.outputs) + 1
+    launches = []
+    for call, code in zip(schedule.calls, codes, strict=True):
+        args = [_argument(a, base_of, scalar_of, schedule.offsets, status) for a in call.args]
+        launches.append(Launch(code.address, args, call.blocks, call.grain, call.scratch, code, call.name))
+    out.program = Program(launches, status if out.has_status else status - 1, kinds, schedule.arena_bytes)
+    out.names = [c.name for c in schedule.calls]
+    return out
+
+
+def _argument(arg: tuple[Any, ...], bases: dict[Node, int], scalars: dict[Node, int], offsets: dict[Any, int], status: int) -> Any:
+    kind, value = arg[0], arg[1]
+    if kind == "int":
+        return value
+    if kind == "scalar":
+        return ScalarArg(scalars[value])
+    if kind == "status":
+        return Pointer(status, 0)
+    base = bases.get(value)
+    if base is not None:
+        return Pointer(base, arg[2])
+    return Pointer(0, offsets[value] + arg[2])
+
+
+def _run(compiled: Compiled, nodes: list[Node], leaves: list[Node]) -> bool:
+    """Run, and give the results to their nodes. False where a kernel met bad data; then nothing was given."""
+    from cermet.lazy.evaluate import set_value
+
+    buffers = [Buffer(n) for n in compiled.outputs]
+    bases = [leaves[k].buffer.ptr for k in compiled.leaves]
+    bases += [b.ptr for b in buffers]
+    if compiled.has_status:
+        status = Buffer(8)
+        word = status.view("int64", (1,), writeable=True)
+        word[0] = 0
+        bases.append(status.ptr)
+    compiled.program.run(bases, [leaves[k].buffer for k in compiled.scalars])
+    if compiled.has_status and word[0]:
+        return False
+    for position, number in compiled.results:
+        set_value(nodes[position], buffers[number] if number >= 0 else leaves[-1 - number].buffer)
+    return True

@@ -1,0 +1,565 @@
+"""Elementwise functions of analysis: exponentials, logarithms, trigonometry, powers, error and gamma functions.
+
+Formulas of gradients: NIST Digital Library of Mathematical Functions, chapters 4 (elementary), 5 (gamma), 7 (error functions).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from cermet.graph.node import Meta
+from cermet.ops.arithmetic import abs_, trunc_divide
+from cermet.ops.define import OUT, OpDef
+from cermet.ops.elementwise import choose, div, eq, ge, le, mul, ne
+from cermet.ops.kinds import FLOATS, INTS, NUMERIC, binary, unary
+from cermet.ops.public import public
+from cermet.ops.support import floating, is_number, pair, promote, to_dtype, zeros_like_value
+
+_BOTH = ("", "special")
+_NN = ("", "nn.functional")
+LN2 = math.log(2.0)
+
+
+def _function(name: str, vjp: Callable[..., Any], reference: Any, saves: tuple[int, ...], doc: str, **record: Any) -> OpDef:
+    """A floating function whose loop IR intrinsic has its name."""
+    return unary(
+        name, result="floating", vjp=vjp, saves=saves, reference=reference, doc=doc,
+        lower=record.pop("lower", lambda b, x: getattr(b, name)(x)), **record,
+    )  # fmt: skip
+
+
+_X = (0,)
+_OUT = (OUT,)
+
+# ------------------------------------------------------------------------------------------------ exponentials, logarithms
+
+exp = _function("exp", lambda c, g: mul(g, c.out), np.exp, _OUT, "e to the power of the value.", onnx="Exp")
+exp2 = _function("exp2", lambda c, g: mul(g, mul(c.out, LN2)), np.exp2, _OUT, "2 to the power of the value.", namespaces=_BOTH)
+expm1 = _function("expm1", lambda c, g: mul(g, c.out + 1.0), np.expm1, _OUT, "exp(x) - 1, exact near 0.", namespaces=_BOTH)
+log = _function("log", lambda c, g: div(g, c[0]), np.log, _X, "Natural logarithm.", domain=(0.2, 5.0), onnx="Log")
+log2 = _function("log2", lambda c, g: div(g, mul(c[0], LN2)), np.log2, _X, "Logarithm to base 2.", domain=(0.2, 5.0))
+log10 = _function("log10", lambda c, g: div(g, mul(c[0], math.log(10))), np.log10, _X, "Logarithm to base 10.", domain=(0.2, 5.0))
+log1p = _function(
+    "log1p", lambda c, g: div(g, c[0] + 1.0), np.log1p, _X, "log(1 + x), exact near 0.", domain=(-0.8, 4.0), namespaces=_BOTH
+)
+
+# ------------------------------------------------------------------------------------------------ roots, powers
+
+
+def _rsqrt_vjp(c: Any, g: Any) -> Any:
+    return mul(mul(g, -0.5), mul(c.out, mul(c.out, c.out)))
+
+
+sqrt = _function(
+    "sqrt", lambda c, g: div(g, mul(c.out, 2.0)), np.sqrt, _OUT, "Square root; NaN for negative values.", domain=(0.2, 5.0), ulp=0.5,
+    onnx="Sqrt",
+)  # fmt: skip
+rsqrt = _function("rsqrt", _rsqrt_vjp, lambda x: 1 / np.sqrt(x), _OUT, "One over the square root.", domain=(0.2, 5.0))
+square = unary(
+    "square", vjp=lambda c, g: mul(g, mul(c[0], 2)), saves=_X, lower=lambda b, x: b.mul(x, x), reference=np.square, dtypes=NUMERIC,
+    ulp=0.5, doc="The value times itself.",
+)  # fmt: skip
+reciprocal = _function(
+    "reciprocal", lambda c, g: mul(mul(g, -1.0), mul(c.out, c.out)), lambda x: 1 / x, _OUT, "One over the value.", domain=(0.3, 3.0),
+    lower=lambda b, x: b.div(b.like(x, 1.0), x), ulp=0.5, onnx="Reciprocal",
+)  # fmt: skip
+
+
+def _pow_vjp(c: Any, g: Any) -> Any:
+    """x^y has derivative y x^(y-1), which is 0 for y = 0 whatever x is; and x^y log x in y, which is 0 at x = 0 for y >= 0."""
+    x, y = c[0], c[1]
+    zero = 0.0
+    gx = gy = None
+    if c.needs[0]:
+        gx = choose(eq(y, 0), zero, mul(g, mul(y, pow_op(x, y - 1))))
+    if c.needs[1]:
+        flat = mul(eq(x, 0), ge(y, 0))
+        gy = mul(g, choose(flat, zero, mul(c.out, log(choose(flat, 1.0, x)))))
+    return gx, gy
+
+
+_POWER_BITS = 16
+
+
+def _pow_lower(b: Any, x: Any, y: Any) -> Any:
+    """Floats by the intrinsic; integers by repeated squaring over the exponent's low bits (PyTorch's rule for negative exponents)."""
+    if x.dtype.kind == "f":
+        return b.pow(x, y)
+    one, zero = b.like(x, 1), b.like(x, 0)
+    result, base = one, x
+    for k in range(min(_POWER_BITS, x.dtype.itemsize * 8 - 1)):
+        odd = b.ne(b.and_(b.shr(y, k), one), zero)
+        result = b.select(odd, b.mul(result, base), result)
+        base = b.mul(base, base)
+    if x.dtype.kind == "u":
+        return result
+    odd = b.ne(b.and_(y, one), zero)
+    negative = b.select(b.eq(x, one), one, b.select(b.eq(x, b.like(x, -1)), b.select(odd, b.like(x, -1), one), zero))
+    return b.select(b.lt(y, zero), negative, result)
+
+
+def _pow_reference(x: Any, y: Any) -> Any:
+    if x.dtype.kind == "f":
+        return np.power(x, y)
+    x, y = np.broadcast_arrays(x, y)
+    inverse = np.where(x == 1, 1, np.where(x == -1, np.where(y % 2 != 0, -1, 1), 0)) if x.dtype.kind == "i" else np.zeros_like(x)
+    return np.where(y < 0, inverse, np.power(x, np.where(y < 0, 0, y)))
+
+
+pow_op = binary(
+    "pow", expose=False, vjp=_pow_vjp, saves=(0, 1, OUT), lower=_pow_lower, reference=_pow_reference, dtypes=NUMERIC,
+    domains=((0.3, 3.0), (-3.0, 3.0)), onnx="Pow", ulp=4, doc="The first to the power of the second.",
+)  # fmt: skip
+
+
+def _power_by_number(x: Any, n: Any) -> Any:
+    """x to the power of a Python number; small powers are products, which are quicker and exact."""
+    if n == 2:
+        return square(x)
+    if n == 1:
+        return mul(x, 1)
+    if n == 3:
+        return mul(square(x), x)
+    if x.dtype.kind == "f":
+        if n == 0.5:
+            return sqrt(x)
+        if n == -1:
+            return reciprocal(x)
+        if n == -0.5:
+            return rsqrt(x)
+        if n == -2:
+            return square(reciprocal(x))
+        return pow_op(x, float(n))
+    if n < 0:
+        raise RuntimeError(f"pow: integers to the negative power {n} are not integers; convert the base with .float()")
+    return pow_op(x, n)
+
+
+@public(name="pow", inplace=True)
+def pow_(input: Any, exponent: Any) -> Any:
+    """``input`` to the power of ``exponent``, broadcast and promoted.
+
+    Raises:
+        RuntimeError: for an integer tensor to a negative Python number.
+    """
+    if is_number(exponent) and not is_number(input):
+        d = input.dtype
+        if d.kind == "f" or (d.kind in "iu" and not isinstance(exponent, float)):
+            return _power_by_number(input, exponent)
+    x, y = pair(input, exponent)
+    return pow_op(x, y)
+
+
+@public(inplace=True)
+def float_power(input: Any, exponent: Any) -> Any:
+    """``input`` to the power of ``exponent``, computed in float64."""
+    from cermet import dtypes as dt
+
+    x, y = promote(input, exponent)
+    return pow_op(to_dtype(x, dt.float64), to_dtype(y, dt.float64))
+
+
+# ------------------------------------------------------------------------------------------------ trigonometry
+
+sin = _function("sin", lambda c, g: mul(g, cos(c[0])), np.sin, _X, "Sine of radians.", onnx="Sin")
+cos = _function("cos", lambda c, g: mul(g, -sin(c[0])), np.cos, _X, "Cosine of radians.", onnx="Cos")
+tan = _function(
+    "tan", lambda c, g: mul(g, square(c.out) + 1.0), np.tan, _OUT, "Tangent of radians.", domain=(-1.2, 1.2), onnx="Tan"
+)
+asin = _function(
+    "asin", lambda c, g: mul(g, rsqrt(1.0 - square(c[0]))), np.arcsin, _X, "Angle with that sine.", domain=(-0.9, 0.9),
+    aliases=("arcsin",), onnx="Asin",
+)  # fmt: skip
+acos = _function(
+    "acos", lambda c, g: mul(g, -rsqrt(1.0 - square(c[0]))), np.arccos, _X, "Angle with that cosine.", domain=(-0.9, 0.9),
+    aliases=("arccos",), onnx="Acos",
+)  # fmt: skip
+atan = _function(
+    "atan", lambda c, g: div(g, square(c[0]) + 1.0), np.arctan, _X, "Angle with that tangent.", aliases=("arctan",), onnx="Atan"
+)
+sinh = _function("sinh", lambda c, g: mul(g, cosh(c[0])), np.sinh, _X, "Hyperbolic sine.", onnx="Sinh")
+cosh = _function("cosh", lambda c, g: mul(g, sinh(c[0])), np.cosh, _X, "Hyperbolic cosine.", onnx="Cosh")
+tanh = _function(
+    "tanh", lambda c, g: mul(g, 1.0 - square(c.out)), np.tanh, _OUT, "Hyperbolic tangent.", namespaces=_NN, onnx="Tanh"
+)
+asinh = _function(
+    "asinh", lambda c, g: mul(g, rsqrt(square(c[0]) + 1.0)), np.arcsinh, _X, "Inverse of sinh.", aliases=("arcsinh",), onnx="Asinh"
+)
+acosh = _function(
+    "acosh", lambda c, g: mul(g, rsqrt(square(c[0]) - 1.0)), np.arccosh, _X, "Inverse of cosh.", domain=(1.2, 4.0),
+    aliases=("arccosh",), onnx="Acosh",
+)  # fmt: skip
+atanh = _function(
+    "atanh", lambda c, g: div(g, 1.0 - square(c[0])), np.arctanh, _X, "Inverse of tanh.", domain=(-0.9, 0.9),
+    aliases=("arctanh",), onnx="Atanh",
+)  # fmt: skip
+
+
+def _atan2_vjp(c: Any, g: Any) -> Any:
+    y, x = c[0], c[1]
+    d = square(y) + square(x)
+    # At the origin the angle has no gradient; PyTorch gives 0 there.
+    scaled = choose(eq(d, 0), 0.0, div(g, d))
+    return mul(scaled, x), -mul(scaled, y)
+
+
+atan2 = binary(
+    "atan2", float_result=True, vjp=_atan2_vjp, saves=(0, 1), lower=lambda b, y, x: b.atan2(y, x), reference=np.arctan2, dtypes=FLOATS,
+    domains=((0.3, 3.0), (-3.0, -0.3)), aliases=("arctan2",), doc="Angle of the point (other, input), in (-pi, pi].",
+)  # fmt: skip
+
+
+def _hypot_lower(b: Any, x: Any, y: Any) -> Any:
+    """Scaled by the greater side, so that squares neither overflow nor vanish."""
+    x, y = b.abs(x), b.abs(y)
+    big, small = b.max(x, y), b.min(x, y)
+    ratio = b.div(small, big)
+    length = b.mul(big, b.sqrt(b.add(b.mul(ratio, ratio), 1.0)))
+    inf = float("inf")
+    return b.select(b.eq(big, 0.0), big, b.select(b.or_(b.eq(x, inf), b.eq(y, inf)), b.like(x, inf), length))
+
+
+hypot = binary(
+    "hypot", float_result=True, vjp=lambda c, g: (mul(g, div(c[0], c.out)), mul(g, div(c[1], c.out))), saves=(0, 1, OUT),
+    lower=_hypot_lower, reference=np.hypot, dtypes=FLOATS, domains=((0.5, 3.0), (-3.0, -0.5)), commutative=True, ulp=3,
+    doc="Length of the vector of two sides.",
+)  # fmt: skip
+
+
+@public(inplace=True)
+def deg2rad(input: Any) -> Any:
+    """Radians of degrees."""
+    return mul(floating(input), math.pi / 180.0)
+
+
+@public(inplace=True)
+def rad2deg(input: Any) -> Any:
+    """Degrees of radians."""
+    return mul(floating(input), 180.0 / math.pi)
+
+
+# ------------------------------------------------------------------------------------------------ sigmoid and its kin
+
+sigmoid = _function(
+    "sigmoid", lambda c, g: mul(g, mul(c.out, 1.0 - c.out)), lambda x: 1 / (1 + np.exp(-x)), _OUT, "1 / (1 + exp(-x)).",
+    lower=lambda b, x: b.div(b.like(x, 1.0), b.add(b.exp(b.neg(x)), 1.0)), namespaces=_NN, ulp=3, onnx="Sigmoid",
+)  # fmt: skip
+
+
+def _logit_lower(b: Any, x: Any) -> Any:
+    """log(x / (1 - x)); around one half, where the quotient is near 1, by log1p of its exact distance from 1."""
+    rest = b.sub(b.like(x, 1.0), x)
+    near = b.log1p(b.div(b.sub(x, rest), rest))
+    return b.select(b.lt(b.abs(b.sub(x, 0.5)), 0.25), near, b.log(b.div(x, rest)))
+
+
+logit_op = unary(
+    "logit", result="floating", vjp=lambda c, g: div(g, mul(c[0], 1.0 - c[0])), saves=_X, lower=_logit_lower, expose=False,
+    reference=lambda x: np.log(x / (1 - x)), domain=(0.05, 0.95), ulp=6, doc="Inverse of sigmoid.",
+)  # fmt: skip
+
+
+@public(inplace=True, namespaces=_BOTH)
+def logit(input: Any, eps: float | None = None) -> Any:
+    """log(x / (1 - x)), the inverse of `sigmoid`; with ``eps`` the input is first limited to [eps, 1 - eps]."""
+    from cermet.ops.arithmetic import clamp
+
+    x = floating(input)
+    return logit_op(x if eps is None else clamp(x, float(eps), 1.0 - float(eps)))
+
+
+def _logaddexp_vjp(c: Any, g: Any) -> Any:
+    """exp(x - out) is the softmax weight of x; where both are one infinity it is taken as 1 (x - out would be NaN)."""
+    weight = [exp(choose(eq(c[i], c.out), 0.0, c[i] - c.out)) for i in (0, 1)]
+    return mul(g, weight[0]), mul(g, weight[1])
+
+
+def _logaddexp_lower(b: Any, x: Any, y: Any) -> Any:
+    big = b.max(x, y)
+    d = b.neg(b.abs(b.sub(x, y)))
+    # Two equal infinities have no difference; their sum is that infinity.
+    same = b.and_(b.eq(x, y), b.eq(b.abs(x), float("inf")))
+    return b.select(same, x, b.add(big, b.log1p(b.exp(d))))
+
+
+logaddexp = binary(
+    "logaddexp", vjp=_logaddexp_vjp, saves=(0, 1, OUT), lower=_logaddexp_lower, reference=np.logaddexp, dtypes=FLOATS, commutative=True,
+    domains=((1.0, 3.0), (1.0, 3.0)), ulp=4, doc="log(exp(x) + exp(y)) without overflow.",
+)  # fmt: skip
+
+
+def _logaddexp2_vjp(c: Any, g: Any) -> Any:
+    return mul(g, exp2(c[0] - c.out)), mul(g, exp2(c[1] - c.out))
+
+
+def _logaddexp2_lower(b: Any, x: Any, y: Any) -> Any:
+    same = b.and_(b.eq(x, y), b.eq(b.abs(x), float("inf")))
+    d = b.exp2(b.neg(b.abs(b.sub(x, y))))
+    return b.select(same, x, b.add(b.max(x, y), b.mul(b.log1p(d), 1.0 / LN2)))
+
+
+logaddexp2 = binary(
+    "logaddexp2", vjp=_logaddexp2_vjp, saves=(0, 1, OUT), lower=_logaddexp2_lower, reference=np.logaddexp2, dtypes=FLOATS,
+    domains=((1.0, 3.0), (1.0, 3.0)), ulp=4, doc="log2(2^x + 2^y) without overflow.",
+)  # fmt: skip
+
+
+def _xlogy_vjp(c: Any, g: Any) -> Any:
+    x, y = c[0], c[1]
+    dead = mul(eq(x, 0), le(y, 0))
+    gx = mul(g, choose(dead, 0.0, log(choose(dead, 1.0, y)))) if c.needs[0] else None
+    return gx, mul(g, div(x, y)) if c.needs[1] else None
+
+
+def _xlogy_lower(b: Any, x: Any, y: Any) -> Any:
+    return b.select(b.isnan(y), y, b.select(b.eq(x, 0.0), b.like(x, 0.0), b.mul(x, b.log(y))))
+
+
+def _xlogy_reference(x: Any, y: Any) -> Any:
+    return np.where(np.isnan(y), y, np.where(x == 0, 0, x * np.log(np.where(x == 0, 1, y))))
+
+
+xlogy = binary(
+    "xlogy", float_result=True, namespaces=_BOTH, vjp=_xlogy_vjp, saves=(0, 1), lower=_xlogy_lower, reference=_xlogy_reference,
+    dtypes=FLOATS, domains=((0.5, 3.0), (1.5, 3.0)), ulp=3, doc="x log(y), 0 where x is 0 (even if y is too).",
+)  # fmt: skip
+
+
+def _sinc_vjp(c: Any, g: Any) -> Any:
+    """(cos(pi x) - sinc(x)) / x, which tends to 0 at 0."""
+    x = c[0]
+    at_zero = eq(x, 0)
+    safe = choose(at_zero, 1.0, x)
+    slope = div(cos(mul(safe, math.pi)) - sinc(safe), safe)
+    return mul(g, choose(at_zero, 0.0, slope))
+
+
+def _sinc_lower(b: Any, x: Any) -> Any:
+    """sin(pi x) / (pi x), with x first reduced by an even integer: pi times a rounded product would lose the zeros at integers."""
+    turns = b.mul(b.rint(b.mul(x, 0.5)), 2.0)
+    y = b.mul(b.sub(x, turns), math.pi)
+    return b.select(b.eq(x, 0.0), b.like(x, 1.0), b.div(b.sin(y), b.mul(x, math.pi)))
+
+
+sinc = _function(
+    "sinc", _sinc_vjp, np.sinc, _X, "sin(pi x) / (pi x), 1 at 0.", lower=_sinc_lower, domain=(0.1, 0.9), ulp=6, namespaces=_BOTH
+)
+
+# ------------------------------------------------------------------------------------------------ error functions
+
+_TWO_OVER_SQRT_PI = 2.0 / math.sqrt(math.pi)
+_HALF_SQRT_PI = math.sqrt(math.pi) / 2.0
+
+
+def _each(f: Callable[[float], float]) -> Callable[[Any], Any]:
+    """A function of Python floats on arrays; slow, for reference only."""
+    wide = np.vectorize(f, otypes=[np.float64])
+    return lambda x: wide(np.asarray(x, np.float64)) if np.size(x) else np.zeros(np.shape(x))
+
+
+def _erfinv(y: float) -> float:
+    """Newton's steps on erf from a first guess (Winitzki 2008); near 1 on erfc, which keeps its digits."""
+    if not -1.0 < y < 1.0:
+        return math.copysign(math.inf, y) if abs(y) == 1.0 else math.nan
+    if y == 0.0:
+        return y
+    s = math.log1p(-y * y)
+    t = 2 / (math.pi * 0.147) + s / 2
+    x = math.copysign(math.sqrt(math.sqrt(t * t - s / 0.147) - t), y)
+    for _ in range(4):
+        error = math.erf(x) - y if abs(y) < 0.5 else math.copysign((1 - abs(y)) - math.erfc(abs(x)), y)
+        x -= error * _HALF_SQRT_PI * math.exp(x * x)
+    return x
+
+
+def _gaussian(x: Any) -> Any:
+    return exp(-square(x))
+
+
+erf = _function(
+    "erf", lambda c, g: mul(g, mul(_gaussian(c[0]), _TWO_OVER_SQRT_PI)), _each(math.erf), _X, "Error function.", namespaces=_BOTH, onnx="Erf"
+)
+erfc = _function(
+    "erfc", lambda c, g: mul(g, mul(_gaussian(c[0]), -_TWO_OVER_SQRT_PI)), _each(math.erfc), _X, "1 - erf(x), exact in the tail.",
+    namespaces=_BOTH,
+)  # fmt: skip
+erfinv = _function(
+    "erfinv", lambda c, g: mul(g, mul(exp(square(c.out)), _HALF_SQRT_PI)), _each(_erfinv), _OUT, "Inverse of erf.", domain=(-0.9, 0.9),
+    namespaces=_BOTH,
+)  # fmt: skip
+
+# ------------------------------------------------------------------------------------------------ gamma functions
+
+
+def _lgamma(x: float) -> float:
+    if x == -math.inf:
+        return math.inf
+    try:
+        return math.lgamma(x)
+    except ValueError:  # a pole
+        return math.inf
+
+
+def _zeta_tail(n: int, x: Any, log_free: Any) -> Any:
+    """sum of 1 / (x + k)^(n+1), k >= 0, for large x: Euler-Maclaurin (DLMF 5.15.8), times 1. ``log_free(p)`` is x^-p."""
+    s = n + 1
+    terms = [(1.0 / n, n), (0.5, s)]
+    rising = float(s)
+    factorial = 2.0
+    for k, bernoulli in enumerate((1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6), start=1):
+        terms.append((bernoulli * rising / factorial, s + 2 * k - 1))
+        rising *= (s + 2 * k - 1) * (s + 2 * k)
+        factorial *= (2 * k + 1) * (2 * k + 2)
+    return [(weight, log_free(power)) for weight, power in terms]
+
+
+_SHIFT = 8
+"""How far polygamma's argument is moved up before the asymptotic series: its error is then below 1e-13 relative."""
+
+
+def _polygamma_lower(b: Any, x: Any, *, n: int) -> Any:
+    """Below one half by reflection (n = 1), or by a longer recurrence."""
+    positive = x
+    reflect = b.lt(x, 0.5)
+    if n == 1:
+        positive = b.select(reflect, b.sub(b.like(x, 1.0), x), x)
+    total = b.like(x, 0.0)
+    for k in range(_SHIFT):
+        total = b.add(total, _inverse_power(b, b.add(positive, float(k)), n + 1))
+    shifted = b.add(positive, float(_SHIFT))
+    inverse = b.div(b.like(x, 1.0), shifted)
+    for weight, power in _zeta_tail(n, shifted, lambda p: _power(b, inverse, p)):
+        total = b.add(total, b.mul(power, weight))
+    value = b.mul(total, float((-1) ** (n + 1) * math.factorial(n)))
+    if n != 1:
+        return value
+    turn = b.sin(b.mul(b.sub(x, b.rint(x)), math.pi))
+    return b.select(reflect, b.sub(b.div(b.like(x, math.pi**2), b.mul(turn, turn)), value), value)
+
+
+def _power(b: Any, x: Any, n: int) -> Any:
+    out = x
+    for _ in range(n - 1):
+        out = b.mul(out, x)
+    return out
+
+
+def _inverse_power(b: Any, x: Any, n: int) -> Any:
+    return b.div(b.like(x, 1.0), _power(b, x, n))
+
+
+def _polygamma_reference(x: Any, *, n: int) -> Any:
+    x = np.asarray(x)
+    positive = np.where(x < 0.5, 1 - x, x) if n == 1 else x
+    total = sum((positive + k) ** -float(n + 1) for k in range(_SHIFT))
+    for weight, power in _zeta_tail(n, positive + _SHIFT, lambda p: (positive + _SHIFT) ** -float(p)):
+        total = total + weight * power
+    value = total * (-1) ** (n + 1) * math.factorial(n)
+    return np.where(x < 0.5, (np.pi / np.sin(np.pi * (x - np.rint(x)))) ** 2 - value, value) if n == 1 else value
+
+
+def _polygamma_samples() -> Any:
+    from cermet.ops.define import Arg, Sample
+
+    return tuple(Sample((Arg(shape, (0.6, 4.0)),), {"n": n}) for n in (1, 2) for shape in ((), (3, 4), (2, 0)))
+
+
+def _same(m: Meta, *, n: int) -> Meta:
+    return m
+
+
+polygamma_op = OpDef(
+    "polygamma", "elementwise", _same, attrs=("n",), vjp=lambda c, g: mul(g, polygamma_op(c[0], n=c.n + 1)), saves=_X,
+    lower=_polygamma_lower, reference=_polygamma_reference, dtypes=FLOATS, samples=_polygamma_samples(), ulp=32,
+    doc="The n-th derivative of digamma, n >= 1.",
+)  # fmt: skip
+
+
+def _digamma(x: float) -> float:
+    """Reflection for x < 0, the recurrence up to 10, then the asymptotic series (DLMF 5.5.4, 5.5.2, 5.11.2)."""
+    if x == 0.0:
+        return math.copysign(math.inf, -x)
+    if x < 0 and x == math.floor(x):
+        return math.nan
+    if x < 0:
+        return _digamma(1 - x) - math.pi / math.tan(math.pi * (x - math.floor(x)))
+    shift = 0.0
+    while x < 10:
+        shift -= 1 / x
+        x += 1
+    if x == math.inf:
+        return x
+    r = 1 / (x * x)
+    series = r * (1 / 12 - r * (1 / 120 - r * (1 / 252 - r * (1 / 240 - r * (1 / 132 - r * 691 / 32760)))))
+    return shift + math.log(x) - 0.5 / x - series
+
+
+digamma = _function(
+    "digamma", lambda c, g: mul(g, polygamma_op(c[0], n=1)), _each(_digamma), _X, "Derivative of lgamma.", domain=(2.0, 6.0), ulp=6,
+    namespaces=_BOTH,
+)  # fmt: skip
+lgamma = _function(
+    "lgamma", lambda c, g: mul(g, digamma(c[0])), _each(_lgamma), _X, "Logarithm of the magnitude of the gamma function.",
+    domain=(2.5, 6.0), ulp=6,
+)  # fmt: skip
+
+
+@public(namespaces=_BOTH, method=False)
+def polygamma(n: int, input: Any) -> Any:
+    """The n-th derivative of `digamma`, n >= 0 (for n >= 2: input > 0).
+
+    Raises:
+        RuntimeError: for negative n.
+    """
+    if n < 0:
+        raise RuntimeError(f"polygamma: n must not be negative, got {n}")
+    return digamma(floating(input)) if n == 0 else polygamma_op(floating(input), n=int(n))
+
+
+@public(namespaces=_BOTH, inplace=True)
+def mvlgamma(input: Any, p: int) -> Any:
+    """Multivariate log-gamma of dimension p: p (p-1)/4 log(pi) + sum of lgamma(x - j/2), j < p."""
+    x = floating(input)
+    total = lgamma(x)
+    for j in range(1, p):
+        total = total + lgamma(x - j / 2)
+    return total + p * (p - 1) / 4 * math.log(math.pi)
+
+
+# ------------------------------------------------------------------------------------------------ integers
+
+
+def _gcd_lower(b: Any, x: Any, y: Any) -> Any:
+    """Euclid's steps, unrolled: 92 suffice for 64 bits (Fibonacci numbers are the worst case), 46 for 32, 12 for 8."""
+    x, y = (b.abs(x), b.abs(y)) if x.dtype.kind == "i" else (x, y)
+    zero = b.like(x, 0)
+    for _ in range({1: 13, 2: 24, 4: 46, 8: 92}[x.dtype.itemsize]):
+        done = b.eq(y, zero)
+        x, y = b.select(done, x, y), b.select(done, zero, b.trem(x, y))
+    return x
+
+
+gcd = binary(
+    "gcd", lower=_gcd_lower, reference=np.gcd, dtypes=INTS, gradient=False, commutative=True, ulp=0, doc="Greatest common divisor, not negative."
+)
+
+
+@public(inplace=True)
+def lcm(input: Any, other: Any) -> Any:
+    """Least common multiple of integers, not negative."""
+    x, y = promote(input, other)
+    d = gcd(x, y)
+    return abs_(mul(trunc_divide(x, choose(ne(d, 0), d, 1)), y))
+
+
+@public(inplace=True)
+def ldexp(input: Any, other: Any) -> Any:
+    """input * 2^other."""
+    x, y = promote(input, other, float_result=True)
+    return mul(x, exp2(y))
+
+
