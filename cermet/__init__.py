@@ -27,6 +27,7 @@ from cermet.frontend import interop as _interop
 from cermet.frontend.attach import attach as _attach
 from cermet.frontend.attach import functions as _functions
 from cermet.frontend.autograd import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
+from cermet.frontend.control import eager, get_num_threads, realize, set_num_threads, stats
 from cermet.frontend.tensor import Size, Tensor
 
 _attach()

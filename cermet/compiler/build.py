@@ -31,14 +31,24 @@ class Schedule:
         offsets: arena offsets of intermediate nodes and temporaries.
         arena_bytes: size of the arena.
         fusion: groups and stored nodes, for debugging and tests.
+        donations: (output, data leaf whose memory it may take over if nobody else holds the leaf when the program runs).
     """
 
-    def __init__(self, calls: list[Call], outputs: list[Node], offsets: dict[Any, int], arena_bytes: int, fusion: Fusion) -> None:
+    def __init__(
+        self,
+        calls: list[Call],
+        outputs: list[Node],
+        offsets: dict[Any, int],
+        arena_bytes: int,
+        fusion: Fusion,
+        donations: list[tuple[Node, Node]],
+    ) -> None:
         self.calls = calls
         self.outputs = outputs
         self.offsets = offsets
         self.arena_bytes = arena_bytes
         self.fusion = fusion
+        self.donations = donations
 
 
 def build_schedule(outputs: Sequence[Node], target: Target) -> Schedule:
@@ -66,8 +76,8 @@ def build_schedule(outputs: Sequence[Node], target: Target) -> Schedule:
             calls.extend(loop_calls(loops, [n for n in g.nodes if n in evaluated], target))
         else:
             calls.extend(hand_calls(g.nodes[0], strides_of, target))  # type: ignore[arg-type]
-    offsets, size = _place(calls, set(roots))
-    return Schedule(calls, final, offsets, size, fusion)
+    offsets, size, donations = _place(calls, set(roots))
+    return Schedule(calls, final, offsets, size, fusion, donations)
 
 
 def _verify(loops: list[Any]) -> None:
@@ -126,27 +136,67 @@ def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (h * w * c, 1, w * c, c)
 
 
-def _place(calls: list[Call], outputs: set[Node]) -> tuple[dict[Any, int], int]:
-    """Lifetimes of intermediates and temporaries, and their places."""
-    first: dict[Any, int] = {}
-    last: dict[Any, int] = {}
-    nbytes: dict[Any, int] = {}
+class _Lifetimes:
+    """When each value is first written and last used, and which takes over the memory of which."""
+
+    def __init__(self, calls: list[Call], outputs: set[Node]) -> None:
+        self.first: dict[Any, int] = {}
+        self.last: dict[Any, int] = {}
+        self.nbytes: dict[Any, int] = {}
+        self.leaf_last: dict[Node, int] = {}
+        self.outputs = outputs
+        for k, call in enumerate(calls):
+            for arg in call.args:
+                self._see(arg, k)
+
+    def _see(self, arg: tuple[Any, ...], k: int) -> None:
+        value = arg[1]
+        if arg[0] == "temp":
+            self.nbytes[value] = value.nbytes
+        elif arg[0] != "node":
+            return
+        elif value.buffer is not None:
+            self.leaf_last[value] = k
+            return
+        elif value in self.outputs:
+            return
+        else:
+            self.nbytes[value] = value.meta.nbytes
+        self.first.setdefault(value, k)
+        self.last[value] = k
+
+
+def _place(calls: list[Call], outputs: set[Node]) -> tuple[dict[Any, int], int, list[tuple[Node, Node]]]:
+    """Places of intermediates and temporaries in the arena, its size, and (output, leaf whose memory it may take over)."""
+    life = _Lifetimes(calls, outputs)
+    heir: dict[Any, Any] = {}  # value -> the one whose memory it takes over
+    given: set[Any] = set()
+    donations: list[tuple[Node, Node]] = []
+    last_check = max([k for k, c in enumerate(calls) if any(a[0] == "status" for a in c.args)], default=-1)
     for k, call in enumerate(calls):
-        for arg in call.args:
-            value = arg[1]
-            if arg[0] == "temp":
-                nbytes[value] = value.nbytes
-            elif arg[0] == "node" and value not in outputs and value.buffer is None:
-                nbytes[value] = value.meta.nbytes
-            else:
+        for m, n in call.inplace:
+            if m in given or n in heir:
                 continue
-            first.setdefault(value, k)
-            last[value] = k
+            if m.buffer is None and n not in outputs and life.last.get(m) == k and m not in outputs and life.first.get(n) == k:
+                heir[n] = m
+                given.add(m)
+            elif m.buffer is not None and n in outputs and life.leaf_last.get(m) == k and last_check < 0:
+                donations.append((n, m))
     births: list[list[tuple[Any, int]]] = [[] for _ in calls]
     deaths: list[list[Any]] = [[] for _ in calls]
-    for value, k in first.items():
-        births[k].append((value, nbytes[value]))
-        deaths[last[value]].append(value)
-    return plan_arena(births, deaths)
-
-
+    for value, k in life.first.items():
+        if value not in heir:
+            births[k].append((value, life.nbytes[value]))
+    for value, k in life.last.items():
+        if value not in given:
+            owner = value
+            while owner in heir:
+                owner = heir[owner]
+            deaths[k].append(owner)
+    offsets, size = plan_arena(births, deaths)
+    for value in heir:
+        owner = value
+        while owner in heir:
+            owner = heir[owner]
+        offsets[value] = offsets[owner]
+    return offsets, size, donations

@@ -15,6 +15,7 @@ from cermet.frontend.autograd import backward
 from cermet.frontend.core import TensorBase, apply, check_writable, fn_of, new_tensor, node_of, write
 from cermet.frontend.gradients import Accumulate, GradFn, Pick, add_hook
 from cermet.lazy import evaluate as ev
+from cermet.ops import indexing
 
 __all__ = ["Size", "Tensor"]
 
@@ -310,7 +311,7 @@ class Tensor(TensorBase):
     def __iter__(self) -> Iterator[Any]:
         if self.ndim == 0:
             raise TypeError("iteration over a 0-dimensional tensor")
-        return iter([self[k] for k in range(self.shape[0])])  # type: ignore[index]
+        return iter([self[k] for k in range(self.shape[0])])
 
     def __repr__(self) -> str:
         from cermet.frontend.printing import tensor_repr
@@ -340,6 +341,14 @@ class Tensor(TensorBase):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return (_rebuild, (type(self), self._array().copy(), self.dtype, self.requires_grad and self.is_leaf))
+
+    # -------------------------------------------------------------------------------------------- indexing
+
+    def __getitem__(self, index: Any) -> Any:
+        return indexing.getitem(self, index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        indexing.setitem(self, index, value)
 
     # -------------------------------------------------------------------------------------------- in place
 

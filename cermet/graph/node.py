@@ -97,7 +97,10 @@ class Call:
         self.meta: Meta = result[0] if isinstance(result, tuple) else result
         self.id = next(_ids)
         # A derived gradient runs the decomposition again, so it reads every input.
-        self.saves: tuple[int, ...] = tuple(range(len(inputs))) if op.vjp == "auto" else op.saves
+        if op.vjp == "auto":
+            self.saves: tuple[int, ...] = tuple(range(len(inputs)))
+        else:
+            self.saves = op.saves(len(inputs), attrs) if callable(op.saves) else op.saves
         outs = self.outs or (self.meta,)
         self.differentiable = bool(op.vjp is not None and any(o.dtype.kind == "f" for o in outs))
 

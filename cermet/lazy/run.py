@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from sys import getrefcount
 from typing import Any
 
 from cermet import config
@@ -35,10 +36,12 @@ class Compiled:
         program: the launch table. leaves: numbers of the tape's leaves whose buffers are bases, in order.
         scalars: numbers of the leaves that are run-time scalars. outputs: bytes of each output buffer.
         results: (position on the tape, output number, or -1 - leaf number where the result is a leaf itself).
+        donations: (output number, leaf number, references to the leaf that the tape itself makes): an output may take over the memory of a
+            leaf that nobody else holds.
         has_status: whether the last base is a word that kernels set when they met bad data.
     """
 
-    __slots__ = ("has_status", "leaves", "names", "outputs", "program", "results", "scalars")
+    __slots__ = ("donations", "has_status", "leaves", "names", "outputs", "program", "results", "scalars")
 
     def __init__(self) -> None:
         self.program: Any = None
@@ -46,6 +49,7 @@ class Compiled:
         self.scalars: list[int] = []
         self.outputs: list[int] = []
         self.results: list[tuple[int, int]] = []
+        self.donations: list[tuple[int, int, int]] = []
         self.has_status = False
         self.names: list[str] = []
 
@@ -124,7 +128,7 @@ def _compile(tape: Tape, nodes: list[Node], held: list[bool]) -> Compiled:
     _seconds["compile"] += end - middle
     if "compile" in config.log:
         _report(nodes, wanted, schedule, middle - begin, end - middle)
-    return _assemble(tape, wanted, schedule, codes)
+    return _assemble(tape, nodes, wanted, schedule, codes)
 
 
 def _report(nodes: list[Node], wanted: list[Node], schedule: Schedule, planning: float, compiling: float) -> None:
@@ -138,7 +142,7 @@ def _report(nodes: list[Node], wanted: list[Node], schedule: Schedule, planning:
     )
 
 
-def _assemble(tape: Tape, wanted: list[Node], schedule: Schedule, codes: list[Any]) -> Compiled:
+def _assemble(tape: Tape, nodes: list[Node], wanted: list[Node], schedule: Schedule, codes: list[Any]) -> Compiled:
     out = Compiled()
     numbers = tape.leaves
     base_of: dict[Node, int] = {}
@@ -168,6 +172,13 @@ def _assemble(tape: Tape, wanted: list[Node], schedule: Schedule, codes: list[An
             out.outputs.append(final.meta.nbytes)
             base_of[final] = count + len(out.outputs)
         out.results.append((node.pos, output_of[final]))
+    if schedule.donations:
+        uses: dict[Node, int] = {}
+        for n in nodes:
+            for i in n.inputs:
+                uses[i] = uses.get(i, 0) + 1
+        for final, leaf in schedule.donations:
+            out.donations.append((output_of[final], -1 - numbers[leaf], uses.get(leaf, 0)))
     status = count + len(out.outputs) + 1
     launches = []
     for call, code in zip(schedule.calls, codes, strict=True):
@@ -196,7 +207,8 @@ def _run(compiled: Compiled, nodes: list[Node], leaves: list[Node]) -> bool:
     """Run, and give the results to their nodes. False where a kernel met bad data; then nothing was given."""
     from cermet.lazy.evaluate import set_value
 
-    buffers = [Buffer(n) for n in compiled.outputs]
+    taken = _donated(compiled, leaves) if compiled.donations else {}
+    buffers = [taken.get(k) or Buffer(n) for k, n in enumerate(compiled.outputs)]
     bases = [leaves[k].buffer.ptr for k in compiled.leaves]
     bases += [b.ptr for b in buffers]
     if compiled.has_status:
@@ -210,3 +222,21 @@ def _run(compiled: Compiled, nodes: list[Node], leaves: list[Node]) -> bool:
     for position, number in compiled.results:
         set_value(nodes[position], buffers[number] if number >= 0 else leaves[-1 - number].buffer)
     return True
+
+
+def _donated(compiled: Compiled, leaves: list[Node]) -> dict[int, Buffer]:
+    """Output number -> the buffer of a leaf that dies with this recording.
+
+    The references that count for a leaf: the list of leaves, the tape's dict, the inputs of the tape's nodes, and the call's own; for its
+    buffer: the leaf's and the call's own.
+    """
+    out: dict[int, Buffer] = {}
+    for output, leaf, uses in compiled.donations:
+        node = leaves[leaf]
+        if output not in out and getrefcount(node) == uses + _LEAF_REFERENCES and getrefcount(node.buffer) == 2 and node.buffer.owner is None:
+            out[output] = node.buffer
+    return out
+
+
+# The list, the dict, the local name and getrefcount's argument.
+_LEAF_REFERENCES = 4

@@ -117,7 +117,7 @@ class OpDef:
         vjp: ``vjp(c, *gs) -> gradient per input`` (a value, or None; a single value for one input) with ``c`` a `VjpContext`, ``gs``
             the gradients of the results (None for a result without one, only where the op has several). ``None``: not
             differentiable. ``"auto"`` (composites): derived from the decomposition.
-        saves: which values the vjp reads: indices of inputs, and `OUT`.
+        saves: which values the vjp reads: indices of inputs, and `OUT`; or ``saves(number of inputs, attrs)`` where that depends on the call.
         lower: elementwise only: ``lower(b, *exprs, **attrs) -> Expr``; b is the neutral builder (`cermet.compiler.loops.build`).
         decompose: composites only: ``decompose(*values, **attrs) -> value | tuple`` written with ops.
         reference: ``reference(*arrays, **attrs) -> array | tuple`` in NumPy; given float64 arrays it is the definition.
@@ -143,7 +143,7 @@ class OpDef:
         *,
         attrs: Sequence[str] = (),
         vjp: Any = None,
-        saves: Sequence[int] = (),
+        saves: Sequence[int] | Callable[[int, tuple[Any, ...]], tuple[int, ...]] = (),
         lower: Callable[..., Any] | None = None,
         decompose: Callable[..., Any] | None = None,
         reference: Callable[..., Any] | None = None,
@@ -164,7 +164,7 @@ class OpDef:
         self.infer = infer
         self.attrs = tuple(attrs)
         self.vjp = vjp
-        self.saves: Any = tuple(saves)
+        self.saves: Any = saves if callable(saves) else tuple(saves)
         self.lower = lower
         self.decompose = decompose
         self.reference = reference

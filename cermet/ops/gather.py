@@ -12,7 +12,7 @@ import numpy as np
 
 from cermet import dtypes as dt
 from cermet.graph.node import Meta
-from cermet.ops.define import Arg, Failing, OpDef, Sample
+from cermet.ops.define import OUT, Arg, Failing, OpDef, Sample
 from cermet.ops.elementwise import div, eq, mul, where
 from cermet.ops.support import cast, full_value, same_dtype, zeros_like_value
 
@@ -69,10 +69,6 @@ def _gather_vjp(c: Any, g: Any) -> Any:
     return (gx, *[None] * n)
 
 
-class _IndexSaves:
-    """What gather saves: all inputs but the first. Their number differs from call to call, so it is worked out by the vjp."""
-
-
 def _index(n: int, *shape: int) -> Arg:
     return Arg(shape, ("index", n), dt.int64)
 
@@ -83,7 +79,7 @@ gather: OpDef = OpDef(
     _gather_infer,
     attrs=("dims", "rest"),
     vjp=_gather_vjp,
-    saves=(1,),
+    saves=lambda n, attrs: tuple(range(1, n)),
     reference=lambda x, *indices, dims, rest: x[_key(x.shape, indices[0].shape, indices, dims, rest)],
     dtypes=dt.ALL,
     samples=(
@@ -177,6 +173,12 @@ def _scatter_extreme_vjp(c: Any, g: Any, indices: list[Any], a: dict[str, Any]) 
     return mul(share, hit_b), mul(gather(share, *indices, **a), hit_u) if c.needs[1] else None
 
 
+def _scatter_saves(n: int, attrs: tuple[Any, ...]) -> tuple[int, ...]:
+    """The indices; the values too where the gradient depends on them."""
+    indices = tuple(range(2, n))
+    return indices if attrs[2] in ("set", "add") else (0, 1, *indices, OUT)
+
+
 _SET = {"dims": (0,), "rest": (1,), "mode": "set"}
 scatter: OpDef = OpDef(
     "scatter",
@@ -184,7 +186,7 @@ scatter: OpDef = OpDef(
     _scatter_infer,
     attrs=("dims", "rest", "mode"),
     vjp=_scatter_vjp,
-    saves=(0, 1, 2, -1),
+    saves=_scatter_saves,
     reference=_scatter_reference,
     dtypes=dt.ALL,
     samples=(

@@ -2,7 +2,7 @@
 
 There is one pool of ``config.num_threads - 1`` workers per process, started by the first program that has something to share and
 replaced when the number changes. Workers are bare system threads: the interpreter does not know them, and they need nothing
-of it. What they do is described in native.py; here they are started, stopped and forgotten.
+of it. What they do is described in walker.py; here they are started, stopped and forgotten.
 
 * Nothing is started at import, nor ever with ``num_threads`` of 1.
 * After ``os.fork`` the child has no workers; it starts its own when it first needs them.
@@ -20,6 +20,7 @@ import warnings
 
 from cermet import config
 from cermet.runtime import native as native_module
+from cermet.runtime import walker
 from cermet.runtime.buffer import Buffer
 
 __all__ = ["Pool", "current", "get_num_threads", "set_num_threads", "shut_down"]
@@ -38,18 +39,24 @@ class Pool:
 
     def __init__(self, threads: int) -> None:
         functions = native_module.native()
-        self._memory = Buffer(native_module.POOL_BYTES)
+        nbytes = walker.POOL_BYTES + walker.WORKER_BYTES * (threads - 1)
+        self._memory = Buffer(nbytes)
         # Workers look at it until they have left, which may be never: the interpreter must not free it at exit either.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._memory))
         self.ptr = self._memory.ptr
         self.wanted = threads
-        self._memory.view("u1", (native_module.POOL_BYTES,), writeable=True)[:] = 0
-        self._set(native_module.PoolField.SPIN_NS, config.spin_us * 1000)
+        self._memory.view("u1", (nbytes,), writeable=True)[:] = 0
+        if hasattr(os, "sched_getaffinity"):
+            cores = self._memory.view("u1", (128,), writeable=True, offset=walker.PoolField.CORES)
+            for core in os.sched_getaffinity(0):
+                if core < 1024:
+                    cores[core // 8] |= 1 << core % 8
+        self._set(walker.PoolField.SPIN_NS, config.spin_us * 1000)
         with _signals_blocked():
             started = functions.pool_start(self.ptr, threads - 1)
         self.threads = started + 1
         # Read by runs only, and no run knows of this pool yet.
-        self._set(native_module.PoolField.THREADS, self.threads)
+        self._set(walker.PoolField.THREADS, self.threads)
         if self.threads < threads:
             warnings.warn(
                 f"could start only {started} of {threads - 1} worker threads (CERMET_NUM_THREADS={threads}); "
@@ -73,7 +80,7 @@ class Pool:
 
     def alive(self) -> int:
         """Workers that have not left yet."""
-        return self._get(native_module.PoolField.ALIVE)
+        return self._get(walker.PoolField.ALIVE)
 
     def stop(self) -> None:
         """Tell the workers to leave once they have nothing to do. Runs that hold the pool go on, in the end by themselves."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import math
+import platform
 import struct
 import threading
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from cermet import config
-from cermet.runtime import arena, native, object_cache
+from cermet.runtime import arena, object_cache, walker
 from cermet.runtime.buffer import Buffer, empty_cache, memory_stats
 from cermet.runtime.program import Launch, Pointer, Program, ScalarArg, counters, pack_scalar
 
@@ -208,7 +209,7 @@ def test_concurrent_runs_have_arenas_of_their_own(kernels: Any) -> None:
 
 def test_denormals_survive_whatever_another_library_set(kernels: Any) -> None:
     # Some libraries switch the thread that loads them to flushing denormals to zero; a run must not notice, nor undo it.
-    if native.platform.machine().lower() not in ("x86_64", "amd64"):
+    if platform.machine().lower() not in ("x86_64", "amd64"):
         pytest.skip("the test sets MXCSR")
     import ctypes
 
@@ -308,7 +309,7 @@ def test_native_code_compiles_for_other_machines(triple: str) -> None:
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     machine, system = triple.split("-")[0], "Darwin" if "apple" in triple else "Linux"
-    module = llvm.parse_assembly(native.source(machine, system))
+    module = llvm.parse_assembly(walker.source(machine, system))
     module.verify()
     assert llvm.Target.from_triple(triple).create_target_machine(opt=2).emit_object(module)
 

@@ -186,6 +186,35 @@ def test_sleeping_workers_wake(kernels: Any) -> None:
             assert work.run() == expected
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
+def test_woken_workers_keep_off_the_callers_core(kernels: Any) -> None:
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("needs two cores")
+    threads.shut_down()
+    _settle(1)
+    others = set(os.listdir("/proc/self/task"))
+    work = _Work(kernels)
+    try:
+        for core in sorted(cores)[:2]:
+            os.sched_setaffinity(0, {core})
+            with config.scope(num_threads=2):
+                threads.shut_down()
+                os.sched_setaffinity(0, cores)
+                threads.current(2)  # a pool that may use all cores
+                os.sched_setaffinity(0, {core})
+                (worker,) = set(os.listdir("/proc/self/task")) - others
+                for _ in range(20):
+                    time.sleep(0.002)  # asleep by now
+                    work.program = Program(work.program.launches, 2, "f", work.program.arena_bytes)  # not yet run: it wakes
+                    work.run()
+                assert os.sched_getaffinity(int(worker)) == cores - {core}
+                threads.shut_down()
+                assert _settle(len(others)) == len(others)
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def test_no_spinning(kernels: Any) -> None:
     threads.shut_down()
     work = _Work(kernels)

@@ -19,11 +19,15 @@ __all__ = ["Blocking", "SkinnyBlocking", "choose", "choose_skinny", "choose_tile
 # A product is divided until it has this many blocks, or blocks of this much work: enough to share out evenly among
 # a dozen cores, too few and too large to be felt on one.
 _BLOCKS = 16
-_BLOCK_FLOPS = 2 << 20
+_BLOCK_FLOPS = 4 << 20
 # Fewest rows of a block: a panel of B that came from L2 is used for this many before the next.
 _LEAST_ROWS = 48
 # Fewest columns of a block where A is packed: each value of A that is packed is used for this many products.
 _LEAST_COLUMNS = 256
+# Rows up to which B is better read where it lies, were it ever so badly aligned, than packed for so little use.
+_FEW_ROWS = 24
+# Distance between B's rows from which on each is on a page of its own: then few rows at a time, so that their pages stay known.
+_FAR_BYTES = 2048
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,10 @@ def choose_tile(target: Any, acc: DType, m: int, n: int) -> Tile:
     return Tile((registers - 3) // 2, 2, lanes, acc)
 
 
-def _k_block(target: Any, tile: Tile, k: int) -> int:
-    """Products between two visits to C: a panel of B stays in L1 while the panels of A pass by."""
-    kc = max(64, target.l1d * 3 // 4 // (tile.nr * tile.acc.itemsize) // 8 * 8)
-    if k <= kc * 3 // 2:
+def _k_block(tile: Tile, k: int, nbytes: int) -> int:
+    """Products between two visits to C: a panel of B has at most ``nbytes``."""
+    kc = max(32, nbytes // (tile.nr * tile.acc.itemsize) // 8 * 8)
+    if k <= kc * 5 // 4:
         return max(k, 1)
     return rounded_up(-(-k // -(-k // kc)), 8)
 
@@ -93,38 +97,56 @@ def choose(
         stride_a, stride_b: from one k to the next, in elements.
     """
     acc = accumulator(dtype)
-    tile = choose_tile(target, acc, m, n)
-    kc = _k_block(target, tile, k)
     size = acc.itemsize
-    near_a = unit_a == "k" or _stays_in_l1(target, stride_a * size, min(k, kc), min(m, 16) * size)
-    read_a = "direct" if dtype is acc and n <= 128 and (near_a or n <= tile.nr) else "packed"
-    # A block of packed A stays in L2.
-    limit = max(tile.mr, target.l2 * 3 // 8 // (kc * acc.itemsize))
-    mc, nc = _even(m, limit, tile.mr), _even(n, 512, tile.nr)
-
-    def blocks() -> int:
-        return batch * -(-m // mc) * -(-n // nc)
-
-    def divisible() -> bool:
-        return blocks() < _BLOCKS and mc * nc * k * 2 > _BLOCK_FLOPS
-
-    while divisible() and mc >= 2 * _LEAST_ROWS:
-        mc = _even(m, mc // 2, tile.mr)
-    least = _LEAST_COLUMNS if read_a == "packed" else 2 * tile.nr
-    while divisible() and nc >= 2 * least:
-        nc = _even(n, nc // 2, tile.nr)
-    k_part = max(k, 1)
-    if divisible() and k >= 1024:
-        parts = min(-(-_BLOCKS // blocks()), k // 512)
-        k_part = rounded_up(-(-k // parts), 8)
-        kc = min(kc, k_part)
-    near_b = m <= 2 * tile.mr or _stays_in_l1(target, stride_b * size, min(k, kc), tile.nr * size)
-    if dtype is acc and unit_b == "p" and m <= 64 and near_b:
+    tile = choose_tile(target, acc, m, n)
+    l1 = target.l1d
+    far_b = unit_b == "p" and stride_b * size >= _FAR_BYTES
+    # A panel of B streams through L1 while the panels of A pass by.
+    kc = _k_block(tile, k, l1)
+    one_block = m <= max(tile.mr, target.l2 * 3 // 8 // (kc * size))
+    if dtype is acc and unit_b == "p" and (
+        m <= _FEW_ROWS or (m <= 64 and _stays_in_l1(target, stride_b * size, min(k, kc), tile.nr * size))
+    ):
         read_b = "direct"
+        kc = _k_block(tile, k, l1 // 16 if m <= 2 * tile.mr and far_b else l1 // 2)
     else:
         # Packed by each block for itself where no other block would use it again.
-        read_b = "packed" if mc >= m else "temp"
-    return Blocking(tile, read_a, read_b, mc, nc, kc, k_part)
+        read_b = "packed" if one_block else "temp"
+        if one_block and far_b:
+            kc = _k_block(tile, k, l1 // 4)
+    near_a = unit_a == "k" or n <= 4 * tile.nr or _stays_in_l1(target, stride_a * size, min(k, kc), min(m, 16) * size)
+    read_a = "direct" if dtype is acc and n <= 128 and near_a else "packed"
+    mc, nc, k_part = _divide(target, tile, m, n, k, batch, kc, read_a, read_b)
+    return Blocking(tile, read_a, read_b, mc, nc, min(kc, k_part), k_part)
+
+
+def _divide(
+    target: Any, tile: Tile, m: int, n: int, k: int, batch: int, kc: int, read_a: str, read_b: str
+) -> tuple[int, int, int]:
+    """``mc``, ``nc`` and ``k_part``: first what the caches want, then smaller until there is something to share out."""
+    # A block of packed A stays in L2.
+    mc = _even(m, max(tile.mr, target.l2 * 3 // 8 // (kc * tile.acc.itemsize)), tile.mr)
+    nc = _even(n, 1024, tile.nr)
+    k_part = max(k, 1)
+
+    def blocks() -> int:
+        return batch * -(-m // mc) * -(-n // nc) * -(-k // k_part)
+
+    def divisible() -> bool:
+        return blocks() < _BLOCKS and mc * nc * k_part * 2 > _BLOCK_FLOPS
+
+    if divisible() and k >= 8 * max(m, n, 512):
+        # A gradient of weights: a small result of long sums. Partial sums cost the least.
+        k_part = rounded_up(-(-k // min(_BLOCKS, k // 2048)), 8)
+    least = _LEAST_COLUMNS if read_a == "packed" else 2 * tile.nr
+    # Where every block packs B for itself, dividing the rows would pack it again.
+    while read_b != "packed" and divisible() and mc >= 2 * _LEAST_ROWS:
+        mc = _even(m, mc // 2, tile.mr)
+    while divisible() and nc >= 2 * least:
+        nc = _even(n, nc // 2, tile.nr)
+    if divisible() and k_part == k >= 2048:
+        k_part = rounded_up(-(-k // min(-(-_BLOCKS // blocks()), k // 1024)), 8)
+    return mc, nc, k_part
 
 
 def _even(size: int, limit: int, step: int) -> int:

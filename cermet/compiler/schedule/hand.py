@@ -48,6 +48,7 @@ class Call:
     name: str
     flops: int = 0
     nodes: list[Node] = field(default_factory=list)
+    inplace: list[tuple[Node, Node]] = field(default_factory=list)
 
 
 StridesOf = Callable[[Node], tuple[int, ...]]
@@ -69,7 +70,7 @@ def loop_calls(calls: list[LoopCall], nodes: list[Node], target: Target) -> list
             else:
                 args.append((kind, value))
         name = c.kernel.name + ":" + "+".join(n.call.op.name for n in nodes)
-        out.append(Call(kernel_request(c.kernel, target), args, c.blocks, c.grain, c.scratch, name, 0, nodes))
+        out.append(Call(kernel_request(c.kernel, target), args, c.blocks, c.grain, c.scratch, name, 0, nodes, c.inplace))
     return out
 
 

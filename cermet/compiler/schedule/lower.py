@@ -27,6 +27,7 @@ __all__ = ["LoopCall", "lower_group"]
 
 BLOCK = 8192  # elements of a map or row block
 COLUMN_BLOCK = 64  # lanes' extent of a column block
+STRIP, SPAN = 8, 256  # lanes and steps of a tile
 SMALL_EXTENT = 16  # reduced dims up to this are unrolled
 SPLIT_FROM = 32768  # a reduction of this many elements on few rows is cut into chunks
 
@@ -40,6 +41,7 @@ class LoopCall:
     """One launch of a kernel made of loop IR, its parameters bound to nodes and numbers.
 
     temps: bytes of temporaries it shares with the other calls of its group.
+    inplace: (read, written) pairs of values that may be one memory: each element is written from the very element read, nothing else reads it.
     """
 
     kernel: Kernel
@@ -48,6 +50,7 @@ class LoopCall:
     grain: int = 1
     scratch: int = 0
     temps: list[int] = field(default_factory=list)
+    inplace: list[tuple[Node, Node]] = field(default_factory=list)
 
 
 def identity_of(op: str, dtype: dt.DType) -> Expr:
@@ -167,20 +170,37 @@ class _Lowering:
 
         if not self.reductions:
             best(self.outer_classes)
-            return "map"
+            return "tiles" if self._across(offsets, weights) else "map"
         in_rows, in_columns = best(self.inner_classes), best(self.outer_classes)
         size = math.prod([c.extent for c in self.inner_classes])
         if self.outer_classes and (in_columns > in_rows or size <= SMALL_EXTENT) and self.outer_classes[-1].extent >= 4:
             return "columns"
         return "rows"
 
+    def _across(self, offsets: Sequence[Idx], weights: Sequence[int]) -> bool:
+        """Whether memory runs along another loop than the lanes for some access, as in a transpose; then that loop is made the next one."""
+        *outer, lanes = self.outer_classes or [None]
+        if lanes is None or lanes.extent < 8:
+            return False
+        scores = [sum([w for x, w in zip(offsets, weights, strict=True) if abs(coefficient(x, c.inner)) == 1
+                       and abs(coefficient(x, lanes.inner)) > 1]) for c in outer]  # fmt: skip
+        if not any(scores):
+            return False
+        k = max(range(len(outer)), key=lambda j: scores[j])
+        if outer[k].extent < 4:
+            return False
+        self.outer_classes = [*outer[:k], *outer[k + 1 :], outer[k], lanes]
+        return True
+
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def calls(self) -> list[LoopCall]:
         self.numel_inner = math.prod([c.extent for c in self.inner_classes])
         self.numel_outer = math.prod([c.extent for c in self.outer_classes])
-        if self.form == "map":
-            return [self._map()]
+        if self.form in ("map", "tiles"):
+            call = self._map() if self.form == "map" else self._tiles()
+            call.inplace = self._inplace()
+            return [call]
         if self._should_split():
             return self._split_calls()
         return [self._rows() if self.form == "rows" else self._columns()]
@@ -214,6 +234,32 @@ class _Lowering:
         kernel = Kernel(name, w.params, [For(block, w.integer(count) if count != 1 else ir.const(1), body, "parallel")])
         return LoopCall(kernel, w.bindings, count, self._grain(elements))
 
+    def _inplace(self) -> list[tuple[Node, Node]]:
+        """Pairs for a map: a root whose tree alone loads a value, always at the offset the root is stored at."""
+        readers: dict[Node, set[int]] = {}
+        fits: dict[tuple[Node, int], bool] = {}
+        for k, (_, tree, offset, _) in enumerate(self.roots):
+            stack, seen = [tree], set()
+            while stack:
+                t = stack.pop()
+                if id(t) in seen:
+                    continue
+                seen.add(id(t))
+                stack.extend(t.args)
+                for v, _ in t.offset.terms:
+                    if isinstance(v, Dynamic):
+                        stack.append(v.tree)
+                if t.kind == "load":
+                    readers.setdefault(t.node, set()).add(k)
+                    same = t.offset == offset and not t.conditions
+                    fits[t.node, k] = fits.get((t.node, k), True) and same
+        out = []
+        for (m, k), fit in fits.items():
+            n = self.roots[k][0]
+            if fit and readers[m] == {k} and m.meta.nbytes == n.meta.nbytes and m.meta.dtype.itemsize == n.meta.dtype.itemsize:
+                out.append((m, n))
+        return out
+
     def _rest(self, w: Writer, total: int, size: Expr, block: Expr, blocks: int) -> Expr:
         """min(size, total - block * size): how much of a block is there."""
         if blocks == 1:
@@ -245,6 +291,31 @@ class _Lowering:
         for n, tree, offset, _ in self.roots:
             self._store(w, env, n, tree, offset)
         return self._finish(w, p, count, body, min(rows * width, BLOCK), "map")
+
+    def _tiles(self) -> LoopCall:
+        """Strips of lanes, serial along the dim that the other side's memory runs along: the lines that a strip touches stay in cache until
+        all of them is used."""
+        w = self._begin()
+        p, t, v = Var("p"), Var("t"), Var("v")
+        *outer, cross, lanes = self.outer_classes
+        rows = math.prod([c.extent for c in outer])
+        strips, spans = -(-lanes.extent // STRIP), -(-cross.extent // SPAN)
+        block: Expr = p.expr
+        strip: Expr = ir.const(0)
+        span: Expr = ir.const(0)
+        if strips > 1:
+            n = w.integer(strips)
+            strip, block = Expr("trem", (block, n), dt.int64), Expr("tdiv", (block, n), dt.int64)
+        if spans > 1:
+            n = w.integer(spans)
+            span, block = Expr("trem", (block, n), dt.int64), Expr("tdiv", (block, n), dt.int64)
+        loop = For(v, self._rest(w, lanes.extent, ir.const(STRIP), strip, strips), [], "vector")
+        across = For(t, self._rest(w, cross.extent, ir.const(SPAN), span, spans), [loop], "serial")
+        values = {lanes: strip * ir.const(STRIP) + v.expr, cross: span * ir.const(SPAN) + t.expr}
+        env = Env({**values, **self._rows_of(w, outer, block)}, loop.body)
+        for n_, tree, offset, _ in self.roots:
+            self._store(w, env, n_, tree, offset)
+        return self._finish(w, p, rows * strips * spans, [across], STRIP * min(SPAN, cross.extent), "tiles")
 
     def _store(self, w: Writer, env: Env, n: Node, tree: Tree, offset: Idx) -> None:
         value = w.write(tree, env)
