@@ -2,8 +2,8 @@
 
     .venv/bin/python bench/convolution.py [--peer .venv-peers/bin/python] [--direction forward] [--filter 56]
 
-The peak is that of a loop of independent fused multiply-adds, measured right before and after each case. Times are the best of many
-runs. PyTorch runs in a process of its own (another interpreter, which need not have Cermet), on channels-last tensors.
+The peak is that of a loop of independent fused multiply-adds, measured right before and after each case. Times are the best of
+many runs. PyTorch runs in a process of its own (another interpreter, which need not have Cermet), on tensors of the same layout.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class Peak:
         self.lanes, self.chains = target.vector_bytes // 4, 12
         module = new_module("peak", target)
         k = KernelEmit(module, "peak", ["out"], target)
-        half, one = k.broadcast(k.x.f(0.5, k.zero(dt.float32)), self.lanes), k.broadcast(k.x.f(1.0, k.zero(dt.float32)), self.lanes)
         zero = k.zero(dt.float32, self.lanes)
+        half, one = k.x.f(0.5, zero), k.x.f(1.0, zero)
         last = k.fold(k.begin, k.end, 1, [zero] * self.chains, lambda i, acc: [k.mul_add(a, half, one) for a in acc])
         for value in last[1:]:
             last[0] = k.plus(last[0], value)
@@ -131,7 +131,11 @@ def ours(case: Case, direction: str, target: Target) -> float:
         dt.float32, case.n, case.c, case.o, size, kernel, out, (case.stride,) * 2, (case.padding,) * 2, (1, 1), case.groups,
         layout(case.n, case.c, size), channels_first(case.o, case.c // case.groups, kernel), layout(case.n, case.o, out),
     )  # fmt: skip
-    elements = {"x": case.n * case.c * case.size**2, "w": case.o * case.c // case.groups * case.kernel**2, "y": case.n * case.o * case.out**2}
+    elements = {
+        "x": case.n * case.c * case.size**2,
+        "w": case.o * case.c // case.groups * case.kernel**2,
+        "y": case.n * case.o * case.out**2,
+    }
     buffers = {name: aligned(4 * count).view(np.float32) for name, count in elements.items()}
     for b in buffers.values():
         b[:] = np.random.default_rng(0).standard_normal(b.size)

@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 
 from cermet import dtypes as dt
 from cermet.compiler.kernels.convolution import ConvSpec, channels_first, channels_last, plan
+from cermet.compiler.kernels.finish import Epilogue
+from cermet.compiler.kernels.plan import Operand
 from cermet.compiler.llvm.target import host
+from cermet.compiler.loops.ir import Expr, Param, Register, Store, Var
 from tests.compiler.harness import Bound
 
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5, "float16": 4e-3, "bfloat16": 3e-2}
@@ -87,7 +90,9 @@ def make(
     """A convolution and its operands; ``last`` says which of x, w and y are channels-last."""
     rank = len(size)
     stride, dilation, padding = stride or (1,) * rank, dilation or (1,) * rank, padding or (0,) * rank
-    out = tuple(out_extent(*a, p if behind is None else behind, d) for *a, p, d in zip(size, kernel, stride, padding, padding, dilation))
+    out = tuple(
+        out_extent(*a, p if behind is None else behind, d) for *a, p, d in zip(size, kernel, stride, padding, padding, dilation)
+    )
     x, w = laid_out((n, c, *size), last[0], dtype), laid_out((o, c // groups, *kernel), last[1], dtype)
     y = laid_out((n, o, *out), last[2], dtype)
     spec = ConvSpec(dtype, n, c, o, size, kernel, out, stride, padding, dilation, groups, elements(x), elements(w), elements(y))
@@ -97,7 +102,10 @@ def make(
 @st.composite
 def convolutions(draw: Any) -> tuple[ConvSpec, dict[str, np.ndarray]]:
     rank = draw(st.sampled_from([1, 2, 2, 2, 3]))
-    per_dim = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(rank))  # noqa: E731
+
+    def per_dim(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(rank))
+
     if draw(st.integers(0, 4)) == 0:  # depthwise
         groups = c = o = draw(st.sampled_from([1, 5, 8, 11, 16, 24, 35]))
     else:
@@ -128,7 +136,9 @@ def check(spec: ConvSpec, arrays: dict[str, np.ndarray], directions: tuple[str, 
         run(direction, spec, arrays)
         got = arrays[name].copy()
         scale = max(1.0, np.abs(want).max(initial=0.0))
-        np.testing.assert_allclose(got.astype(np.float64), want, atol=TOLERANCE[spec.dtype.name] * scale, rtol=0, err_msg=f"{direction} {spec}")
+        np.testing.assert_allclose(
+            got.astype(np.float64), want, atol=TOLERANCE[spec.dtype.name] * scale, rtol=0, err_msg=f"{direction} {spec}"
+        )
         arrays[name][...] = np.nan
         run(direction, spec, arrays, [0.3, 0.5, 0.8])
         assert arrays[name].tobytes() == got.tobytes(), f"{direction} depends on how its blocks are split: {spec}"
@@ -164,7 +174,45 @@ def test_all_directions(case: tuple[ConvSpec, dict[str, np.ndarray]]) -> None:
     ],
 )
 def test_shapes_of_networks(n: int, c: int, size: int, o: int, kernel: int, stride: int, groups: int, last: bool) -> None:
-    check(*make(dt.float32, n, c, o, (size,) * 2, (kernel,) * 2, (stride,) * 2, (kernel // 2,) * 2, groups=groups, last=(last, False, last)))
+    check(
+        *make(
+            dt.float32,
+            n,
+            c,
+            o,
+            (size,) * 2,
+            (kernel,) * 2,
+            (stride,) * 2,
+            (kernel // 2,) * 2,
+            groups=groups,
+            last=(last, False, last),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("n", "size", "o", "groups"), [(2, 9, 20, 1), (32, 3, 20, 1), (2, 9, 5, 1), (3, 5, 24, 24), (2, 6, 24, 2)]
+)
+def test_epilogue(n: int, size: int, o: int, groups: int) -> None:
+    """Bias, a residual that is read and overwritten in place, and a store in NCHW order, in either order of the pixels."""
+    c = o if groups == o else 8
+    spec, arrays = make(dt.float32, n, c, o, (size, size), (3, 3), padding=(1, 1), groups=groups)
+    pixels, outs = size * size, o
+    bias, y = Param("bias", "buffer", dt.float32), Param("y", "buffer", dt.float32, readonly=False)
+    acc, b, m, ch = Register("acc", dt.float32), Var("b"), Var("m"), Var("n")
+    place = b.expr * (pixels * outs) + ch.expr * pixels + m.expr
+    total = Expr("add", (Expr("add", (acc.expr, bias.load(ch.expr)), dt.float32), y.load(place)), dt.float32)
+    epilogue = Epilogue([bias, y], acc, b, m, ch, [Store(y, place, total)], f"test {pixels} {outs}")
+    rng = np.random.default_rng(0)
+    for a in arrays.values():
+        a[...] = rng.standard_normal(a.shape)
+    shift, residual = rng.standard_normal(o).astype(np.float32), rng.standard_normal((n, o, size, size)).astype(np.float32)
+    want = reference("forward", spec, **arrays) + shift[:, None, None] + residual
+    made = plan("forward", spec, host(), epilogue, [Operand("bias"), Operand("residual")])
+    Bound(made, host(), {k: a.ctypes.data for k, a in {**arrays, "bias": shift, "residual": residual}.items()}).run([0.4])
+    np.testing.assert_allclose(residual, want, atol=1e-4)
+    with pytest.raises(ValueError, match="goes with forward"):
+        plan("input_grad", spec, host(), epilogue, [Operand("bias"), Operand("residual")])
 
 
 def test_many_spans_of_pixels() -> None:
@@ -178,7 +226,9 @@ def test_odd_strides() -> None:
     x = np.empty((2, 9, 8, 16), np.float32)[:, 1:7, :7, ::2].transpose(0, 3, 1, 2)
     y = np.empty((2, 12, 6, 14), np.float32)[..., ::2]
     w = np.empty((12, 3, 3, 8), np.float32).transpose(0, 3, 2, 1)
-    spec = ConvSpec(dt.float32, 2, 8, 12, (6, 7), (3, 3), (6, 7), (1, 1), (1, 1), (1, 1), 1, elements(x), elements(w), elements(y))
+    spec = ConvSpec(
+        dt.float32, 2, 8, 12, (6, 7), (3, 3), (6, 7), (1, 1), (1, 1), (1, 1), 1, elements(x), elements(w), elements(y)
+    )
     check(spec, {"x": x, "w": w, "y": y})
 
 

@@ -1,6 +1,8 @@
-"""Which register tile, what to pack and how large the blocks: decided from the shape, the strides' unit facts and the machine's caches.
+"""Which register tile, what to pack and how large the blocks: decided from the shape, the strides' unit facts and the
+machine's caches.
 
-Never from the number of threads, so that sums are split alike everywhere. What is decided here and compiled in (tile, ways of reading) has few
+Never from the number of threads, so that sums are split alike everywhere. What is decided here and compiled in (tile, ways of
+reading) has few
 values, chosen by coarse classes of shape: a new batch size finds its kernel there already.
 """
 
@@ -21,11 +23,11 @@ __all__ = ["Blocking", "SkinnyBlocking", "choose", "choose_skinny", "choose_tile
 _BLOCKS = 16
 _BLOCK_FLOPS = 4 << 20
 # Fewest rows of a block: a panel of B that came from L2 is used for this many before the next.
-_LEAST_ROWS = 48
+_LEAST_ROWS = 40
 # Fewest columns of a block where A is packed: each value of A that is packed is used for this many products.
-_LEAST_COLUMNS = 256
-# Rows up to which B is better read where it lies, were it ever so badly aligned, than packed for so little use.
-_FEW_ROWS = 24
+_LEAST_COLUMNS = 512
+# Rows up to which B is better read where it lies than packed for so little use.
+_FEW_ROWS = 32
 # Distance between B's rows from which on each is on a page of its own: then few rows at a time, so that their pages stay known.
 _FAR_BYTES = 2048
 
@@ -77,6 +79,11 @@ def _k_block(tile: Tile, k: int, nbytes: int) -> int:
     return rounded_up(-(-k // -(-k // kc)), 8)
 
 
+def _l2_values(target: Any, size: int) -> int:
+    """How many values a block of packed A may have to stay in L2 beside what streams through it."""
+    return int(target.l2 * 3 // 8 // size)
+
+
 def _stays_in_l1(target: Any, stride: int, count: int, width: int) -> bool:
     """Whether ``count`` runs of ``width`` bytes, ``stride`` bytes apart, stay in half of L1: runs at a distance of a power of two
     compete for a few of its sets."""
@@ -88,13 +95,15 @@ def _stays_in_l1(target: Any, stride: int, count: int, width: int) -> bool:
 
 
 def choose(
-    target: Any, dtype: DType, m: int, n: int, k: int, batch: int, unit_a: str, unit_b: str, stride_a: int, stride_b: int
-) -> Blocking:
+    target: Any, dtype: DType, m: int, n: int, k: int, batch: int, unit_a: str, unit_b: str, stride_a: int, stride_b: int,
+    staged: bool = False,
+) -> Blocking:  # fmt: skip
     """The schedule of a product of ``batch`` matrices ``m`` by ``k`` and ``k`` by ``n``.
 
     Args:
         unit_a, unit_b: which stride is 1: ``"p"`` (rows of A, columns of B), ``"k"``, ``"any"``.
         stride_a, stride_b: from one k to the next, in elements.
+        staged: unfinished sums are kept in scratch, not in C.
     """
     acc = accumulator(dtype)
     size = acc.itemsize
@@ -103,30 +112,33 @@ def choose(
     far_b = unit_b == "p" and stride_b * size >= _FAR_BYTES
     # A panel of B streams through L1 while the panels of A pass by.
     kc = _k_block(tile, k, l1)
-    one_block = m <= max(tile.mr, target.l2 * 3 // 8 // (kc * size))
-    if dtype is acc and unit_b == "p" and (
-        m <= _FEW_ROWS or (m <= 64 and _stays_in_l1(target, stride_b * size, min(k, kc), tile.nr * size))
+    one_block = m <= max(tile.mr, _l2_values(target, size) // 288)
+    few = m <= (2 * tile.mr if far_b else _FEW_ROWS)
+    if (
+        dtype is acc
+        and unit_b == "p"
+        and (few or (m <= 64 and _stays_in_l1(target, stride_b * size, min(k, kc), tile.nr * size)))
     ):
         read_b = "direct"
         kc = _k_block(tile, k, l1 // 16 if m <= 2 * tile.mr and far_b else l1 // 2)
     else:
         # Packed by each block for itself where no other block would use it again.
         read_b = "packed" if one_block else "temp"
-        if one_block and far_b:
-            kc = _k_block(tile, k, l1 // 4)
+        if one_block:
+            kc = min(kc, _k_block(tile, k, l1 // 4 if far_b else _l2_values(target, size) // max(m, 1) * tile.nr * size))
     near_a = unit_a == "k" or n <= 4 * tile.nr or _stays_in_l1(target, stride_a * size, min(k, kc), min(m, 16) * size)
     read_a = "direct" if dtype is acc and n <= 128 and near_a else "packed"
-    mc, nc, k_part = _divide(target, tile, m, n, k, batch, kc, read_a, read_b)
+    widest = 256 if staged and kc < k else 1024  # a block's sums stay in L2
+    mc, nc, k_part = _divide(target, tile, m, n, k, batch, kc, widest, read_a, read_b)
     return Blocking(tile, read_a, read_b, mc, nc, min(kc, k_part), k_part)
 
 
 def _divide(
-    target: Any, tile: Tile, m: int, n: int, k: int, batch: int, kc: int, read_a: str, read_b: str
+    target: Any, tile: Tile, m: int, n: int, k: int, batch: int, kc: int, widest: int, read_a: str, read_b: str
 ) -> tuple[int, int, int]:
     """``mc``, ``nc`` and ``k_part``: first what the caches want, then smaller until there is something to share out."""
-    # A block of packed A stays in L2.
-    mc = _even(m, max(tile.mr, target.l2 * 3 // 8 // (kc * tile.acc.itemsize)), tile.mr)
-    nc = _even(n, 1024, tile.nr)
+    mc = _even(m, max(tile.mr, _l2_values(target, tile.acc.itemsize) // kc), tile.mr)
+    nc = _even(n, widest, tile.nr)
     k_part = max(k, 1)
 
     def blocks() -> int:
@@ -138,7 +150,7 @@ def _divide(
     if divisible() and k >= 8 * max(m, n, 512):
         # A gradient of weights: a small result of long sums. Partial sums cost the least.
         k_part = rounded_up(-(-k // min(_BLOCKS, k // 2048)), 8)
-    least = _LEAST_COLUMNS if read_a == "packed" else 2 * tile.nr
+    least = 2 * tile.nr if read_a == "direct" else _LEAST_COLUMNS // 2 if read_b == "packed" else _LEAST_COLUMNS
     # Where every block packs B for itself, dividing the rows would pack it again.
     while read_b != "packed" and divisible() and mc >= 2 * _LEAST_ROWS:
         mc = _even(m, mc // 2, tile.mr)

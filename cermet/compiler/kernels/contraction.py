@@ -1,7 +1,7 @@
 """Batched matrix products over operands of any strides: ``C[b, m, n] = sum over k of A[b, m, k] * B[b, k, n]``.
 
-`plan` answers with the launches to make. Kernels take sizes and strides at run time; their keys name dtypes, unit strides, register tile and ways
-of reading, so a model needs a handful of them and a new batch size none.
+`plan` answers with the launches to make. Kernels take sizes and strides at run time; their keys name dtypes, unit strides,
+register tile and ways of reading, so a model needs a handful of them and a new batch size none.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class ContractionSpec:
     """One batched matrix product.
 
     Attributes:
-        dtype_a, dtype_b, dtype_out: of the operands in memory. A and B agree. Sums are kept in float32 for 16-bit floats and rounded
-            once; integer sums wrap around.
+        dtype_a, dtype_b, dtype_out: of the operands in memory. A and B agree. Sums are kept in float32 for 16-bit floats and
+            rounded once; integer sums wrap around.
         m, n, k: sizes; any may be 0 (an empty sum is 0).
         batch: up to three extents.
         strides_a: in elements: batch strides, then those of m and k. A batch stride of 0 repeats the operand.
@@ -134,9 +134,7 @@ class _Problem:
         return KernelLaunch(f"{key}|{self.target.code_key}", build, name, [values[p] for p in params], **more)
 
 
-def plan(
-    spec: ContractionSpec, target: Any, epilogue: Epilogue | None = None, epilogue_args: Sequence[Arg] = ()
-) -> Plan:
+def plan(spec: ContractionSpec, target: Any, epilogue: Epilogue | None = None, epilogue_args: Sequence[Arg] = ()) -> Plan:
     """The launches that compute ``spec`` from the operands ``"a"`` and ``"b"`` into ``"out"``.
 
     Args:
@@ -157,7 +155,17 @@ def plan(
     if s.m == 1 and problem.unit_b != "any":
         return _skinny(problem)
     b = blocking.choose(
-        target, s.dtype_a, s.m, s.n, s.k, problem.count, problem.unit_a, problem.unit_b, s.strides_a[-1], s.strides_b[-2]
+        target,
+        s.dtype_a,
+        s.m,
+        s.n,
+        s.k,
+        problem.count,
+        problem.unit_a,
+        problem.unit_b,
+        s.strides_a[-1],
+        s.strides_b[-2],
+        staged=not problem.direct,
     )
     return _general(problem, b)
 
@@ -187,8 +195,8 @@ def _transposed(s: ContractionSpec) -> ContractionSpec:
 
 
 def _canonical(s: ContractionSpec) -> ContractionSpec:
-    """Without batch extents of 1; neighbouring batch dimensions joined where every operand walks them in one stride; strides of extents
-    of 1 chosen so that they hide no unit stride."""
+    """Without batch extents of 1; neighbouring batch dimensions joined where every operand walks them in one stride; strides
+    of extents of 1 chosen so that they hide no unit stride."""
     sizes: list[int] = []
     strides: list[tuple[int, int, int]] = []
     for i, size in enumerate(s.batch):
@@ -234,45 +242,62 @@ def _folded(s: ContractionSpec) -> tuple[ContractionSpec, int]:
 def _general(p: _Problem, b: Blocking) -> Plan:
     """Blocks of register tiles; B packed first where several blocks use it; partial sums joined last."""
     s, tile, size = p.spec, b.tile, p.acc.itemsize
-    m_blocks, n_blocks, k_parts = -(-s.m // b.mc), -(-s.n // b.nc), max(1, -(-s.k // b.k_part))
+    m_blocks, k_parts = -(-s.m // b.mc), max(1, -(-s.k // b.k_part))
     temps: list[int] = []
     launches: list[KernelLaunch] = []
-    b_arg: Arg = p.b
-    panels = -(-s.n // tile.nr)
-    if b.read_b == "temp" and s.k:
-        launches.append(_pack(p, b, panels))
-        b_arg = Temp(0)
-        temps.append(p.count * panels * tile.nr * s.k * size)
-    direct, out, out_args, strides_out = p.direct, p.output(adds=p.direct), p.output_args(), s.strides_out
-    c_arg: Arg = Operand("out")
+    packs = b.read_b == "temp" and s.k > 0
+    columns = s.n
+    if packs:
+        columns = _columns_at_once(p, b)
+        temps.append(p.count * rounded_up(columns, tile.nr) * s.k * size)
+    direct, out, out_args, strides_out, c_arg = p.direct, p.output(adds=p.direct), p.output_args(), s.strides_out, _OUT
     if k_parts > 1:
         direct, out, out_args = True, Output(p.acc, p.acc, True, adds=True), {}
         strides_out, c_arg = _contiguous(s), Temp(len(temps))
         temps.append(k_parts * p.count * s.m * s.n * size)
     variant = Variant(
         tile, s.dtype_a, s.dtype_b, out, b.read_a, p.unit_a, b.read_b, p.unit_b, direct, p.dims,
-        whole=m_blocks == n_blocks == k_parts == 1,
+        whole=m_blocks == k_parts == 1 and s.n <= min(b.nc, columns),
     )  # fmt: skip
     space_a, space_b, space_c, stage = _scratch(b, direct, s.k, size)
     values: dict[str, Arg] = {
-        "a": p.a, "b": b_arg, "c": c_arg, "m": s.m, "n": s.n, "k": s.k,
-        "mc": b.mc, "nc": b.nc, "kc": b.kc, "m_blocks": m_blocks, "n_blocks": n_blocks, "k_part": b.k_part, "k_parts": k_parts,
-        "c_part": p.count * s.m * s.n, "b_space": space_a, "c_space": space_a + space_b, "stage_step": stage, "b_panels": panels,
+        "a": p.a, "b": Temp(0) if packs else p.b, "c": c_arg, "m": s.m, "k": s.k,
+        "mc": b.mc, "nc": b.nc, "kc": b.kc, "m_blocks": m_blocks, "k_part": b.k_part, "k_parts": k_parts,
+        "c_part": p.count * s.m * s.n, "b_space": space_a, "c_space": space_a + space_b, "stage_step": stage,
         "a_m": s.strides_a[-2], "a_k": s.strides_a[-1], "b_k": s.strides_b[-2], "b_n": s.strides_b[-1],
         "c_m": strides_out[-2], "c_n": strides_out[-1],
         **p.batch_args(a=s.strides_a, b=s.strides_b, c=strides_out), **out_args,
     }  # fmt: skip
     work = 2 * min(b.mc, s.m) * min(b.nc, s.n) * min(b.k_part, max(s.k, 1))
-    launches.append(
-        p.launch(
-            "gemm", lambda: gemm_module(p.target, variant), variant.key, (*GEMM_PARAMS, *out.params), values,
-            blocks=p.count * m_blocks * n_blocks * k_parts, scratch=space_a + space_b + space_c,
-            grain=max(1, _GRAIN_FLOPS // max(work, 1)), flops=2 * p.count * s.m * s.n * s.k,
-        )
-    )  # fmt: skip
+    for j in range(0, s.n, columns):
+        n = min(columns, s.n - j)
+        n_blocks = -(-n // b.nc)
+        if packs:
+            launches.append(_pack(p, b, j, n))
+        launches.append(
+            p.launch(
+                "gemm", lambda: gemm_module(p.target, variant), variant.key, (*GEMM_PARAMS, *out.params),
+                {**values, "j_first": j, "n": j + n, "n_blocks": n_blocks, "b_panels": -(-n // tile.nr)},
+                blocks=p.count * m_blocks * n_blocks * k_parts, scratch=space_a + space_b + space_c,
+                grain=max(1, _GRAIN_FLOPS // max(work, 1)), flops=2 * p.count * s.m * n * s.k,
+            )
+        )  # fmt: skip
     if k_parts > 1:
         launches.append(_combine(p, k_parts, len(temps) - 1))
     return Plan(launches, temps)
+
+
+_OUT: Arg = Operand("out")
+# Packed B beyond this is made and used piece by piece: the logits of a language model would need a second copy of its largest
+# matrix.
+_PACKED_BYTES = 16 << 20
+
+
+def _columns_at_once(p: _Problem, b: Blocking) -> int:
+    """How many columns of B are packed at a time: all, or whole blocks' worth of about `_PACKED_BYTES`."""
+    s = p.spec
+    fitting = _PACKED_BYTES // (p.count * s.k * p.acc.itemsize)
+    return s.n if fitting >= s.n or p.count > 1 else max(1, fitting // b.nc) * b.nc
 
 
 _GRAIN_FLOPS = 1 << 20  # about ten microseconds: less is not worth waking a thread for
@@ -298,18 +323,21 @@ def _contiguous(s: ContractionSpec) -> tuple[int, ...]:
     return (*strides, s.n, 1)
 
 
-def _pack(p: _Problem, b: Blocking, panels: int) -> KernelLaunch:
-    s = p.spec
+def _pack(p: _Problem, b: Blocking, first: int, count: int) -> KernelLaunch:
+    """``count`` columns of B from ``first`` on become the panels of temporary 0."""
+    s, width, unit = p.spec, b.tile.nr, p.unit_b
+    sk, sn = s.strides_b[-2:]
     group, chunk = 32, 128
+    panels = -(-count // width)
     groups, chunks = -(-panels // group), -(-s.k // chunk)
-    width, unit = b.tile.nr, p.unit_b
     values: dict[str, Arg] = {
-        "src": p.b, "dst": Temp(0), "count": s.n, "k": s.k, "sp": s.strides_b[-1], "sk": s.strides_b[-2],
+        "src": Operand(p.b.name, first * sn * s.dtype_b.itemsize), "dst": Temp(0), "count": count, "k": s.k, "sp": sn, "sk": sk,
         "panels": panels, "groups": groups, "group": group, "chunks": chunks, "chunk": chunk, **p.batch_args(src=s.strides_b),
     }  # fmt: skip
+    work = min(group, panels) * width * min(chunk, s.k)
     return p.launch(
         "pack", lambda: pack_module(p.target, s.dtype_b, width, unit, p.dims), f"pack {s.dtype_b.name} {width} {unit} {p.dims}",
-        PACK_PARAMS, values, blocks=p.count * groups * chunks, grain=max(1, (1 << 15) // (min(group, panels) * width * min(chunk, s.k))),
+        PACK_PARAMS, values, blocks=p.count * groups * chunks, grain=max(1, (1 << 15) // work),
     )  # fmt: skip
 
 
@@ -322,8 +350,8 @@ def _combine(p: _Problem, parts: int, temp: int) -> KernelLaunch:
     nc = min(n, 1024)
     n_blocks = -(-n // nc)
     values: dict[str, Arg] = {
-        "src": Temp(temp), "c": Operand("out"), "n": n, "c_m": c_m, "c_n": s.strides_out[-1], "rows": m, "nc": nc, "n_blocks": n_blocks,
-        "parts": parts, "part": p.count * s.m * s.n, **p.batch_args(c=s.strides_out), **p.output_args(),
+        "src": Temp(temp), "c": Operand("out"), "n": n, "c_m": c_m, "c_n": s.strides_out[-1], "rows": m, "nc": nc, "n_blocks":
+        n_blocks, "parts": parts, "part": p.count * s.m * s.n, **p.batch_args(c=s.strides_out), **p.output_args(),
     }  # fmt: skip
     return p.launch(
         "combine", lambda: combine_module(p.target, out, p.dims), f"combine {p.acc.name} {out.key} {p.dims}",
@@ -338,26 +366,25 @@ def _skinny(p: _Problem) -> Plan:
     form = "dot" if p.unit_b == "k" else "axpy"
     b = blocking.choose_skinny(p.target, s.dtype_b, s.n, s.k, p.count, form)
     m_blocks, k_parts = -(-s.n // b.mc), max(1, -(-s.k // b.k_part))
-    out, out_args, strides_out, c_arg, temps = p.output(), p.output_args(), s.strides_out, Operand("out"), []
-    launches = []
-    arg: Arg = c_arg
+    out, out_args, strides_out, c_arg = p.output(), p.output_args(), s.strides_out, _OUT
+    temps: list[int] = []
     if k_parts > 1:
-        out, out_args, strides_out, arg = Output(p.acc, p.acc, True), {}, _contiguous(s), Temp(0)
+        out, out_args, strides_out, c_arg = Output(p.acc, p.acc, True), {}, _contiguous(s), Temp(0)
         temps = [k_parts * p.count * s.n * size]
     variant = SkinnyVariant(s.dtype_a, form, s.strides_a[-1] == 1, out, p.dims)
     strip = rounded_up((rounded_up(min(b.mc, s.n), 8) + 2 * p.target.lanes(size)) * size, 64)
     values: dict[str, Arg] = {
-        "a": p.b, "b": p.a, "c": arg, "m": s.n, "k": s.k, "a_m": s.strides_b[-1], "a_k": s.strides_b[-2], "b_k": s.strides_a[-1],
-        "c_m": strides_out[-1], "mc": b.mc, "m_blocks": m_blocks, "k_part": b.k_part, "k_parts": k_parts, "c_part": p.count * s.n,
-        "x_space": strip, **p.batch_args(a=s.strides_b, b=s.strides_a, c=strides_out), **out_args,
+        "a": p.b, "b": p.a, "c": c_arg, "m": s.n, "k": s.k, "a_m": s.strides_b[-1], "a_k": s.strides_b[-2], "b_k":
+        s.strides_a[-1], "c_m": strides_out[-1], "mc": b.mc, "m_blocks": m_blocks, "k_part": b.k_part, "k_parts": k_parts,
+        "c_part": p.count * s.n, "x_space": strip, **p.batch_args(a=s.strides_b, b=s.strides_a, c=strides_out), **out_args,
     }  # fmt: skip
-    launches.append(
+    launches = [
         p.launch(
             "skinny", lambda: skinny_module(p.target, variant), variant.key, (*SKINNY_PARAMS, *out.params), values,
             blocks=p.count * m_blocks * k_parts, scratch=strip + rounded_up(min(b.k_part, max(s.k, 1)) * size, 64),
             grain=max(1, (1 << 16) // (min(b.mc, s.n) * min(b.k_part, max(s.k, 1)))), flops=2 * p.count * s.n * s.k,
         )
-    )  # fmt: skip
+    ]  # fmt: skip
     if k_parts > 1:
         launches.append(_combine(p, k_parts, 0))
     return Plan(launches, temps)

@@ -10,7 +10,7 @@ from cermet.compiler.kernels.irtools import PTR, Index, KernelEmit, Value, acc_t
 from cermet.compiler.llvm.builder import memory_type, vector
 from cermet.dtypes import DType
 
-__all__ = ["FillZeros", "PackWeights", "Relayout"]
+__all__ = ["PackWeights", "Relayout"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class PackWeights:
 
     The last block of a group overlaps the one before where there are more channels than a block has, and is filled up with
     zeros where there are fewer. One parallel block packs one block of channels. Behind the weights come ``zeros`` zeros (parallel
-    block number ``groups * blocks``): what taps in the padding read. Strides are in elements: ``s_g`` between groups, ``s_n`` between
-    output channels, ``s_k`` between reduced ones. With ``mixing``, every so many channels are a group of their own, ``s_g`` apart.
+    block number ``groups * blocks``): what taps in the padding read. Strides are in elements: ``s_g`` between groups, ``s_n``
+    between output channels, ``s_k`` between reduced ones. With ``mixing``, every so many channels are a group, ``s_g`` apart.
     """
 
     source: DType
@@ -79,7 +79,9 @@ class PackWeights:
 
         def some() -> None:
             with k.loop(0, s["reduced"]) as c:
-                self._taps(k, s, 0, k.mul(c, s["s_k"]), k.mul(c, self.channels), lambda a, b: self._few(k, s, base, a, to, b, count))
+                self._taps(
+                    k, s, 0, k.mul(c, s["s_k"]), k.mul(c, self.channels), lambda a, b: self._few(k, s, base, a, to, b, count)
+                )
 
         k.choose(k.cmp("eq", count, self.channels), every, some)
 
@@ -121,13 +123,13 @@ class PackWeights:
 
 @dataclass(frozen=True)
 class Relayout:
-    """A strided copy that converts, ``dst[n, rows..., x, c] = src[n, rows..., x - left, c]``, zero where x - left is not in the source.
+    """A strided copy that converts: ``dst[n, rows..., x, c] = src[n, rows..., x - left, c]``, zero where the source has no such x.
 
     One parallel block copies one row (all x and c of one n and one position in the other dimensions). Strides are in elements.
 
     Attributes:
-        transposing: x is dense on one side and c on the other (``"in"``: x in the source; ``"out"``: x in the destination), so squares of
-            a vector's lanes are transposed in registers. ``""``: element by element.
+        transposing: x is dense on one side and c on the other (``"in"``: x in the source; ``"out"``: x in the destination), so
+            squares of a vector's lanes are transposed in registers. ``""``: element by element.
     """
 
     source: DType
@@ -174,7 +176,13 @@ class Relayout:
         return module
 
     def _each(
-        self, k: KernelEmit, s: dict[str, Value], src: Value | None, dst: Value, columns: tuple[Index, Index], channels: tuple[Index, Index]
+        self,
+        k: KernelEmit,
+        s: dict[str, Value],
+        src: Value | None,
+        dst: Value,
+        columns: tuple[Index, Index],
+        channels: tuple[Index, Index],
     ) -> None:
         """Element by element; zeros where there is no source."""
         with k.loop(*channels) as c, k.loop(*columns) as x:
@@ -216,24 +224,3 @@ def transpose(k: KernelEmit, rows: list[Value]) -> list[Value]:
             made[i + step] = k.x.shuffle(a, b, [lane + n if lane & step else lane + step for lane in range(n)])
         rows, step = made, 2 * step
     return rows
-
-
-@dataclass(frozen=True)
-class FillZeros:
-    """Fills its first argument with as many zeros as the second says."""
-
-    compute: DType
-    ENTRY = "conv_zeros"
-
-    @property
-    def key(self) -> str:
-        return f"conv_zeros:{self.compute.name}"
-
-    def build(self, target: Any) -> Any:
-        """The LLVM module."""
-        module = new_module("conv_zeros", target)
-        k = KernelEmit(module, self.ENTRY, ["dst", "count"], target)
-        with k.loop(k.begin, k.end), k.loop(0, k.slot("count")) as i:
-            k.store(k.zero(self.compute), k.at(k.slot("dst", PTR), i, acc_type(self.compute)), self.compute)
-        k.done()
-        return module

@@ -1,9 +1,9 @@
 """Which input each output pixel reads through each kernel tap: tables of addresses that a convolution's tiles follow.
 
-A convolution is a contraction whose left operand is read through a table: for a tile of output pixels and a tap (ky, kx), the addresses of the
-input pixels, or of a row of zeros where the tap falls into the padding. Borders, strides, dilation, tiles that run over the end
-of a row or an image: all of it is settled here, once for a chunk of pixels, and the inner loops know none of it. A tap that every pixel of a
-tile misses has no entry, so no time is spent on it.
+A convolution is a contraction whose left operand is read through a table: for a tile of output pixels and a tap (ky, kx), the
+addresses of the input pixels, or of a row of zeros where the tap falls into the padding. Borders, strides, dilation, tiles that
+run over the end of a row or an image: all of it is settled here, once for a chunk of pixels, and the inner loops know none of it.
+A tap that every pixel of a tile misses has no entry, so no time is spent on it.
 
 Geometry, for each spatial dimension: the pixel ``r + phases * j`` of the tensor being computed reads the positions
 ``step * j + first(r) + ostep * i`` of the source through the taps ``k0(r) + kstep * i``, ``i < count(r)``. A forward convolution
@@ -83,18 +83,19 @@ class PixelTable:
         k: the kernel being written; its parameters include `params`.
         rank: number of spatial dimensions.
         tile: pixels of a tile.
+        zeros: the address of a row of zeros (an integer), which taps in the padding read.
     """
 
-    def __init__(self, k: KernelEmit, rank: int, tile: int) -> None:
+    def __init__(self, k: KernelEmit, rank: int, tile: int, zeros: Value) -> None:
         self.k, self.rank, self.tile = k, rank, tile
         self.lanes = -(-tile // 4) * 4
         self.words = -(-(tile + 1) // 4) * 4
         self.slots = {name: k.slot(name) for name in self.params(rank)}
-        self.source, self.zeros, self.dest = (k.slot(n) for n in ("src", "zeros", "dst"))
+        self.source, self.zeros, self.dest = k.slot("src"), zeros, k.slot("dst")
 
     @staticmethod
     def params(rank: int) -> list[str]:
-        """Integers that the tables need, besides the addresses ``src``, ``zeros`` and ``dst``. Strides are in bytes."""
+        """Integers that the tables need, besides the addresses ``src`` and ``dst``. Strides are in bytes."""
         names = ["batch", "batch_inner", "src_n", "dst_n", "phase_table"]
         for d in range(rank):
             names += [f"{p}{d}" for p in ("out", "in", "phases", "step", "kstep", "ostep", "src_s", "dst_s", "w_s", "table")]
@@ -102,8 +103,14 @@ class PixelTable:
 
     @staticmethod
     def arguments(batch: int, axes: list[Axis], src: list[int], dst: list[int], weights: list[int], named: int) -> list[int]:
-        """Values of `params`. ``src`` and ``dst``: byte strides (batch, *spatial); ``weights``: bytes between taps; ``named``: number of
-        the kernel's named parameters, behind which the phases go."""
+        """Values of `params`.
+
+        Args:
+            batch, axes: the geometry.
+            src, dst: byte strides (batch, *spatial).
+            weights: bytes between taps, a dimension each.
+            named: number of the kernel's named parameters, behind which the phases go.
+        """
         inner = batch > 1 and _prefers_batch_inner(batch, axes)
         values = [batch, int(inner), src[0], dst[0], named]
         at = 0
@@ -150,7 +157,7 @@ class PixelTable:
     def coordinates(
         self, scratch: Value, capacity: Index, phase: list[dict[str, Value]], first: Value, valid: Value, total: Value
     ) -> None:
-        """Write the arrays for pixels ``first .. first + total``, of which the first ``valid`` exist and the others lie far outside."""
+        """Write the arrays for pixels ``first .. first + total``; those beyond the first ``valid`` lie far outside."""
         k, s = self.k, self.slots
         n_inner = k.cmp("ne", s["batch_inner"], 0)
         extents = [d["pixels"] for d in reversed(phase)]  # the last dimension counts fastest
@@ -200,8 +207,8 @@ class PixelTable:
 
     # -- entries ---------------------------------------------------------------------------------------------------
 
-    def entries(self, scratch: Value, capacity: Index, phase: list[dict[str, Value]], at: Value, out: Value, dims: range, state: "_Tap") -> Value:
-        """Write the entries of the tile whose first pixel has number ``at`` in the arrays, for all taps of the dimensions ``dims``.
+    def entries(self, scratch: Value, capacity: Index, phase: list[dict[str, Value]], at: Value, out: Value) -> Value:
+        """Write the entries, for all taps, of the tile whose first pixel has number ``at`` in the arrays.
 
         An entry is `words` long: one source address a pixel of the tile, then (at index ``tile``) the byte offset of the
         tap's weights. Returns the number of entries.
@@ -209,8 +216,7 @@ class PixelTable:
         k = self.k
         addresses = self.vector(self.array(scratch, 0, capacity), at)
         coordinates = [self.vector(self.array(scratch, 2 + d, capacity), at) for d in range(self.rank)]
-        tap = _Tap(state.mask, k.x.add(addresses, k.x.splat(k.index(state.address), self.lanes)), state.weights)
-        return self._level(coordinates, phase, list(dims), tap, out, k.index(0))
+        return self._level(coordinates, phase, list(range(self.rank)), _Tap(None, addresses, 0), out, k.index(0))
 
     def vector(self, array: Value, at: Value) -> Value:
         return self.k.load_raw(vector(I64, self.lanes), self.k.at(array, at, I64), 8)
@@ -227,7 +233,7 @@ class PixelTable:
         low = x.icmp("sge", coordinate, x.i(0, coordinate))
         return x.and_(low, x.icmp("slt", coordinate, x.splat(self.slots[f"in{d}"], self.lanes)))
 
-    def step_to(self, coordinates: list[Value], phase: list[dict[str, Value]], d: int, i: Value, tap: "_Tap") -> "_Tap":
+    def _step_to(self, coordinates: list[Value], phase: list[dict[str, Value]], d: int, i: Value, tap: _Tap) -> _Tap:
         """The tap number ``i`` of dimension ``d`` within ``tap`` of the dimensions before it."""
         k, s = self.k, self.slots
         offset = k.add(phase[d]["first"], k.mul(i, s[f"ostep{d}"]))
@@ -238,7 +244,10 @@ class PixelTable:
         number = k.add(phase[d]["k0"], k.mul(i, s[f"kstep{d}"]))
         return _Tap(mask, address, k.add(tap.weights, k.mul(number, s[f"w_s{d}"])))
 
-    def _level(self, coordinates: list[Value], phase: list[dict[str, Value]], dims: list[int], tap: "_Tap", out: Value, count: Value) -> Value:
+    def _level(
+        self, coordinates: list[Value], phase: list[dict[str, Value]], dims: list[int], tap: _Tap, out: Value, count: Value
+    ) -> Value:
+        """The taps of dimensions ``dims`` within ``tap`` of those before; returns the number of entries so far."""
         k = self.k
         if not dims:
             pointers = k.x.select(tap.mask, tap.address, k.x.splat(self.zeros, self.lanes))
@@ -249,7 +258,7 @@ class PixelTable:
         d, *inner = dims
 
         def body(i: Value, carried: list[Value]) -> list[Value]:
-            deeper = self.step_to(coordinates, phase, d, i, tap)
+            deeper = self._step_to(coordinates, phase, d, i, tap)
             return [self._level(coordinates, phase, inner, deeper, out, carried[0])]
 
         return k.fold(0, phase[d]["count"], 1, [count], body)[0]
@@ -262,11 +271,6 @@ class _Tap:
     mask: Any
     address: Any
     weights: Any
-
-
-def start() -> _Tap:
-    """No dimension fixed yet."""
-    return _Tap(None, 0, 0)
 
 
 def _prefers_batch_inner(batch: int, axes: list[Axis]) -> bool:

@@ -1,22 +1,38 @@
 """The tap convolution: one kernel for the forward pass, the gradient of the input, and the depthwise forms of both.
 
-A tile of pixels × output channels stays in registers over all taps and input channels. Per (tap, channel): one broadcast load a pixel
-from the address that the table gives (see conv_table), the vectors of packed weights, one fused multiply-add a pair. All sizes
-are run-time values: a new batch, image or channel count compiles nothing.
+A tile of pixels × output channels stays in registers over all taps and input channels. Per (tap, channel): one broadcast load a
+pixel from the address that the table gives (see conv_table), the vectors of packed weights, one fused multiply-add a pair. All
+sizes are run-time values: a new batch, image or channel count compiles nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from cermet.compiler.kernels.conv_table import PixelTable, start
+from cermet.compiler.kernels.conv_table import PixelTable
+from cermet.compiler.kernels.finish import Epilogue, Finish, Output, _substituted
 from cermet.compiler.kernels.irtools import I64, PTR, Index, KernelEmit, Value, acc_type, new_module
+from cermet.compiler.llvm.builder import BOOL, constant, memory_type
+from cermet.compiler.loops.ir import Expr, Param, Var
 from cermet.dtypes import DType
 
-__all__ = ["Tile", "TapKernel"]
+__all__ = ["TapKernel", "Tile", "with_order"]
 
 UNROLL = 4
+_OWN = ("chunks", "phase_count", "part_blocks", "groups", "blocks", "tiles", "run", "outs", "taps", "src_g", "w_block")
+
+
+def with_order(epilogue: Epilogue) -> Epilogue:
+    """An epilogue for pixels in either order: its first parameter says whether the batch counts fastest.
+
+    The kernel hands over (pixel // fold, pixel % fold): batch and position where positions count fastest, and the other way round.
+    """
+    order = Param("batch_inner", "int")
+    high, low = Var("high"), Var("low")
+    between: Expr = order.expr * (low.expr - high.expr)
+    body = _substituted(epilogue.body, {epilogue.b: high.expr + between, epilogue.m: low.expr - between})
+    return replace(epilogue, params=[order, *epilogue.params], b=high, m=low, body=body, key=f"{epilogue.key} ordered")
 
 
 @dataclass(frozen=True)
@@ -41,8 +57,9 @@ class TapKernel:
         result: dtype of the destination in memory.
         rank: spatial dimensions.
         tile: the register tile.
-        mixing: 0 where a group has many channels. Else groups have ``mixing`` channels in and out, a divisor of a vector's lanes: then
-            a vector of outputs spans several groups and is computed from the vector of the same input channels (1: depthwise).
+        mixing: 0 where a group has many channels. Else groups have ``mixing`` channels in and out, a divisor of a vector's lanes:
+            then a vector of outputs spans several groups, computed from the vector of the same input channels (1: depthwise).
+        epilogue: run on each result instead of storing it (see `with_order`).
     """
 
     compute: DType
@@ -50,19 +67,23 @@ class TapKernel:
     rank: int
     tile: Tile
     mixing: int = 0
+    epilogue: Epilogue | None = None
 
     ENTRY = "conv_taps"
 
     @property
     def key(self) -> str:
         t = self.tile
-        return f"conv_taps:{self.mixing}:{self.compute.name}:{self.result.name}:{self.rank}d:{t.pixels}x{t.vectors}x{t.lanes}"
+        return f"conv_taps:{self.mixing}:{self.compute.name}:{self.result.name}:{self.rank}d:{t.pixels}x{t.vectors}x{t.lanes}:{self.output.key}"
+
+    @property
+    def output(self) -> Output:
+        """How results leave the kernel. Its rows are pixels, which count through batch and image in one."""
+        return Output(self.compute, self.result, True, epilogue=self.epilogue, folded=True)
 
     def params(self) -> list[str]:
         """The named parameters, in order; the phases of the axes follow them."""
-        own = ["src", "weights", "zeros", "dst"]
-        own += ["chunks", "phase_count", "part_blocks", "groups", "blocks", "tiles", "run", "outs", "taps", "src_g", "w_block"]
-        return own + PixelTable.params(self.rank)
+        return ["src", "weights", "zeros", "dst", *_OWN, *PixelTable.params(self.rank), *self.output.params]
 
     def scratch(self, tiles: int, taps: int) -> int:
         """Bytes of scratch for chunks of so many tiles."""
@@ -75,19 +96,21 @@ class TapKernel:
     def build(self, target: Any) -> Any:
         """The LLVM module."""
         module = new_module("conv_taps", target)
-        _Body(KernelEmit(module, self.ENTRY, self.params(), target), self).write()
+        finish = Finish(module, target, self.output, self.tile.lanes) if self.epilogue else None
+        _Body(KernelEmit(module, self.ENTRY, self.params(), target), self, finish).write()
         return module
 
 
 class _Body:
     """Writes the kernel."""
 
-    def __init__(self, k: KernelEmit, spec: TapKernel) -> None:
-        self.k, self.spec, self.tile = k, spec, spec.tile
+    def __init__(self, k: KernelEmit, spec: TapKernel, finish: Finish | None) -> None:
+        self.k, self.spec, self.tile, self.finish = k, spec, spec.tile, finish
+        if finish is not None:
+            finish.prepare(k)
         self.element = acc_type(spec.compute)
-        self.table = PixelTable(k, spec.rank, spec.tile.pixels)
-        own = spec.params()[4 : len(spec.params()) - len(PixelTable.params(spec.rank))]
-        self.s = {name: k.slot(name) for name in own}
+        self.table = PixelTable(k, spec.rank, spec.tile.pixels, k.slot("zeros"))
+        self.s = {name: k.slot(name) for name in _OWN}
         self.weights = k.slot("weights", PTR)
         # Scratch: coordinates, counts, the tile's spill area, then the entries.
         self.capacity = k.add(k.mul(self.s["tiles"], self.tile.pixels), 8)
@@ -112,10 +135,10 @@ class _Body:
                 high = k.min(k.add(low, s["part_blocks"]), k.mul(s["groups"], s["blocks"]))
                 if self.spec.mixing:  # little work a tile: go through memory in its own order
                     with k.loop(0, tiles) as tile, k.loop(low, high) as block_n:
-                        self._tile(tile, block_n, pixels)
+                        self._tile(tile, block_n, first, pixels)
                 else:  # much: keep the weights of a block in the cache
                     with k.loop(low, high) as block_n, k.loop(0, tiles) as tile:
-                        self._tile(tile, block_n, pixels)
+                        self._tile(tile, block_n, first, pixels)
         k.done()
 
     def _tables(self, phase: list[dict[str, Value]], first: Value, pixels: Value, tiles: Value) -> None:
@@ -126,10 +149,10 @@ class _Body:
         with k.loop(0, tiles) as tile:
             entries = k.at(self.table_at, k.mul(tile, self.stride), I64)
             at = k.mul(tile, self.tile.pixels)
-            count = self.table.entries(k.scratch, self.capacity, phase, at, entries, range(self.spec.rank), start())
+            count = self.table.entries(k.scratch, self.capacity, phase, at, entries)
             k.store_raw(count, k.at(self.counts, tile, I64), 8)
 
-    def _tile(self, tile: Value, block_n: Value, pixels: Value) -> None:
+    def _tile(self, tile: Value, block_n: Value, first: Value, pixels: Value) -> None:
         """One tile: all taps, then the stores. ``block_n`` counts on over the groups."""
         k, s, t = self.k, self.s, self.tile
         weights = self._on(self.weights, k.mul(block_n, s["w_block"]))
@@ -150,7 +173,12 @@ class _Body:
             return mix(pointers, self._on(weights, offset), source, acc)
 
         acc = k.fold(0, count, 1, zeros, entry)
-        self._store(tile, channel, pixels, acc)
+        if self.finish is None:
+            self._store(tile, channel, pixels, acc)
+        else:
+            # What overlaps the block before has been finished there.
+            skip = k.sub(k.mul(block, t.channels), within)
+            self._finish(tile, (channel, skip, k.sub(k.min(s["outs"], t.channels), skip)), first, pixels, acc)
 
     def _on(self, ptr: Value, offset: Value) -> Value:
         """The address ``offset`` bytes on."""
@@ -221,13 +249,27 @@ class _Body:
                     k.store(acc[p * t.vectors + v], k.at(to, v * t.lanes, self._result()), self.spec.result)
 
         def spilled() -> None:
-            for i, value in enumerate(acc):
-                k.store_raw(value, k.at(self.spill, i * t.lanes, self.element), self.spec.compute.itemsize)
+            self._spill(acc)
             with k.loop(0, valid) as p:
                 from_ = k.at(self.spill, k.mul(p, t.channels), self.element)
                 self._copy_row(from_, row(p), wide)
 
         k.choose(whole, direct, spilled)
+
+    def _spill(self, acc: list[Value]) -> None:
+        for i, value in enumerate(acc):
+            self.k.store_raw(value, self.k.at(self.spill, i * self.tile.lanes, self.element), self.spec.compute.itemsize)
+
+    def _finish(self, tile: Value, columns: tuple[Value, Value, Value], first: Value, pixels: Value, acc: list[Value]) -> None:
+        """Hand a tile to the epilogue; ``columns``: its first channel, how many of it to leave out, how many are left."""
+        assert self.finish is not None
+        k, at = self.k, self.k.mul(tile, self.tile.pixels)
+        self._spill(acc)
+        channel, skip, count = columns
+        from_ = k.at(self.spill, skip, self.element)
+        rows = k.min(k.sub(pixels, at), self.tile.pixels)
+        place = (0, k.add(first, at), k.add(channel, skip))
+        self.finish.call(k, from_, self.tile.channels, rows, count, place, None, constant(BOOL, 1))
 
     def _copy_row(self, from_: Value, to: Value, wide: Value) -> None:
         """One pixel's channels from the spill area: a whole block of them, or one by one where there are fewer."""
@@ -245,6 +287,4 @@ class _Body:
         k.choose(wide, vectors, scalars)
 
     def _result(self) -> Any:
-        from cermet.compiler.llvm.builder import memory_type
-
         return memory_type(self.spec.result)

@@ -1,8 +1,9 @@
 """The gradient of a convolution's weights: for each tap a contraction over all output pixels.
 
-The pixels are cut into spans, each summed into its own partial result; a second kernel adds these in order. Within a span a chunk of pixels at a time: its
-rows of dy are packed into scratch in blocks of output channels, then for each tap a tile of (input channels × output channels)
-stays in registers over the chunk's pixels. The input is read in place, through addresses as in the forward convolution.
+The pixels are cut into spans, each summed into its own partial result; a second kernel adds these in order. Within a span a chunk
+of pixels at a time: its rows of dy are packed into scratch in blocks of output channels, then for each tap a tile of (input
+channels × output channels) stays in registers over the chunk's pixels. The input is read in place, through addresses as in the
+forward convolution.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ __all__ = ["PIXELS", "SumWeights", "WeightGradKernel"]
 PIXELS = 8
 """Pixels of one entry of the address list."""
 WORDS = 12
+_OWN = (
+    "zeros", "tap_parts", "tap_span", "parts", "part_blocks", "groups", "blocks", "span", "tiles", "run", "row_tiles", "outs", "src_g",
+    "span_bytes", "group_bytes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,15 +60,12 @@ class WeightGradKernel:
 
     def params(self) -> list[str]:
         """Named parameters; the phases of the axes follow."""
-        own = ["src", "dst", "zeros", "partial"]
-        own += ["tap_parts", "tap_span", "parts", "part_blocks", "groups", "blocks", "span", "tiles", "run", "row_tiles", "outs", "src_g"]
-        own += ["span_bytes", "group_bytes"]
-        return own + PixelTable.params(self.rank)
+        return ["src", "dst", "partial", *_OWN, *PixelTable.params(self.rank)]
 
-    def scratch(self, tiles: int, part_blocks: int) -> int:
-        """Bytes of scratch for chunks of ``tiles * PIXELS`` pixels."""
+    def scratch(self, tiles: int, part_blocks: int, zeros: int) -> int:
+        """Bytes of scratch for chunks of ``tiles * PIXELS`` pixels and a row of ``zeros`` zeros."""
         words = PixelTable.scratch_words(self.rank, PIXELS, tiles) + tiles * WORDS + 16
-        return 8 * words + part_blocks * tiles * PIXELS * self.channels * self.compute.itemsize + 64
+        return 8 * words + (part_blocks * tiles * PIXELS * self.channels + zeros) * self.compute.itemsize + 128
 
     def build(self, target: Any) -> Any:
         """The LLVM module."""
@@ -78,14 +80,18 @@ class _Body:
     def __init__(self, k: KernelEmit, spec: WeightGradKernel) -> None:
         self.k, self.spec = k, spec
         self.element = acc_type(spec.compute)
-        self.table = PixelTable(k, spec.rank, PIXELS)
-        own = spec.params()[4 : len(spec.params()) - len(PixelTable.params(spec.rank))]
-        self.s = {name: k.slot(name) for name in own}
+        self.s = {name: k.slot(name) for name in _OWN}
         self.partial = k.slot("partial", PTR)
         self.chunk = k.mul(self.s["tiles"], PIXELS)
         self.capacity = k.add(self.chunk, 8)
+        # Scratch: coordinates, the list of addresses, zeros, then dy.
         self.list = k.at(k.scratch, k.mul(self.capacity, spec.rank + 2), I64)
-        self.packed = self._aligned(k.at(self.list, k.mul(self.s["tiles"], WORDS), I64))
+        zeros = k.at(self.list, k.mul(self.s["tiles"], WORDS), I64)
+        with k.loop(0, self.s["zeros"]) as i:
+            k.store(k.zero(spec.compute), k.at(zeros, i, self.element), spec.compute)
+        self.packed = self._aligned(k.at(zeros, self.s["zeros"], self.element))
+        address = k.x.line(I64, f"ptrtoint ptr {zeros.get_reference()} to i64")
+        self.table = PixelTable(k, spec.rank, PIXELS, address)
         # Bytes of a tile of sums, and of all tiles of one tap.
         self.tile_bytes = spec.rows * spec.channels * spec.compute.itemsize
         self.tap_bytes = k.mul(k.mul(self.s["blocks"], self.s["row_tiles"]), self.tile_bytes)
@@ -121,7 +127,9 @@ class _Body:
                 tap_high = k.min(k.add(tap_low, s["tap_span"]), self.phase[0]["count"])
                 with k.loop(tap_low, tap_high) as tap:
                     offset = k.add(self.phase[0]["first"], k.mul(tap, self.table.slots["ostep0"]))
-                    self._taps(1, [offset], tap, lambda number, offsets: self._tap(number, offsets, tiles, low, high, sums, fresh))
+                    self._taps(
+                        1, [offset], tap, lambda number, offsets: self._tap(number, offsets, tiles, low, high, sums, fresh)
+                    )
         k.done()
 
     def _channel(self, block: Value) -> tuple[Value, Value, Value]:
@@ -137,7 +145,7 @@ class _Body:
     # -- packing dy ------------------------------------------------------------------------------------------------
 
     def _pack(self, pixels: Value, tiles: Value, low: Value, high: Value) -> None:
-        """dy of the chunk as ``[block][pixel][channel]``, zero beyond the last pixel and the last channel."""
+        """Pack dy of the chunk as ``[block][pixel][channel]``, zero beyond the last pixel and the last channel."""
         k, spec = self.k, self.spec
         addresses = self.table.array(k.scratch, 1, self.capacity)
         wide = k.cmp("sge", self.s["outs"], spec.channels)
@@ -150,7 +158,9 @@ class _Body:
                     from_ = k.load_raw(PTR, k.at(addresses, p, I64), 8)
                     write(k.at(from_, channel, memory_type(spec.gradient)), k.at(to, k.mul(p, spec.channels), self.element))
                 with k.loop(pixels, k.mul(tiles, PIXELS)) as p, k.loop(0, spec.channels, spec.lanes) as c:
-                    k.store(k.zero(spec.compute, spec.lanes), k.at(to, k.add(k.mul(p, spec.channels), c), self.element), spec.compute)
+                    k.store(
+                        k.zero(spec.compute, spec.lanes), k.at(to, k.add(k.mul(p, spec.channels), c), self.element), spec.compute
+                    )
 
         def vectors(source: Value, to: Value) -> None:
             for v in range(spec.vectors):
@@ -166,7 +176,7 @@ class _Body:
     # -- taps ------------------------------------------------------------------------------------------------------
 
     def _taps(self, d: int, offsets: list[Value], number: Value, leaf: Any) -> None:
-        """Loops over the taps of dimensions ``d ..``; ``leaf`` gets the tap's number and its source position in each dimension."""
+        """Loops over the taps of dimensions ``d ..``; ``leaf`` gets the tap's number and its source position in each."""
         k = self.k
         if d == self.spec.rank:
             leaf(number, offsets)
@@ -195,7 +205,7 @@ class _Body:
                     self._tile(row, packed, self._bytes_on(of_block, k.mul(tile, self.tile_bytes)), count, fresh)
 
     def _list(self, offsets: list[Value], tiles: Value) -> Value:
-        """Write the source addresses of the chunk's pixels for one tap, `PIXELS` at a time, leaving out those that are all padding."""
+        """Write the source addresses of the chunk's pixels for one tap, `PIXELS` at a time; those all in padding are left out."""
         k, t = self.k, self.table
         move: Index = 0
         for d, offset in enumerate(offsets):
@@ -244,27 +254,45 @@ class _Body:
 
     def _pixel(self, source: Value, dy: Value, acc: list[Value], p: int) -> list[Value]:
         k, spec = self.k, self.spec
-        ys = [k.load(k.at(dy, v * spec.lanes, self.element), spec.compute, spec.lanes) for v in range(spec.vectors)]
         if spec.mixing:
-            return self._mixed(source, ys, acc, p)
-        out = []
+            return self._mixed(source, dy, acc, p)
+        out = list(acc)
+        # Whichever is fewer waits in registers for the others, which come one at a time: all together would not fit.
+        if spec.rows < spec.vectors:
+            values = [self._input(source, r) for r in range(spec.rows)]
+            for v in range(spec.vectors):
+                y = self._gradient(dy, v)
+                for r, value in enumerate(values):
+                    out[r * spec.vectors + v] = k.mul_add(value, y, out[r * spec.vectors + v])
+            return out
+        ys = [self._gradient(dy, v) for v in range(spec.vectors)]
         for r in range(spec.rows):
-            value = k.broadcast(k.load(k.at(source, r, self.element), spec.compute), spec.lanes)
-            out += [k.mul_add(value, ys[v], acc[r * spec.vectors + v]) for v in range(spec.vectors)]
+            value = self._input(source, r)
+            for v, y in enumerate(ys):
+                out[r * spec.vectors + v] = k.mul_add(value, y, out[r * spec.vectors + v])
         return out
 
-    def _mixed(self, source: Value, ys: list[Value], acc: list[Value], p: int) -> list[Value]:
+    def _input(self, source: Value, row: int) -> Value:
+        """An input channel in every lane."""
+        return self.k.broadcast(self.k.load(self.k.at(source, row, self.element), self.spec.compute), self.spec.lanes)
+
+    def _gradient(self, dy: Value, v: int) -> Value:
+        """A vector of packed dy."""
+        return self.k.load(self.k.at(dy, v * self.spec.lanes, self.element), self.spec.compute, self.spec.lanes)
+
+    def _mixed(self, source: Value, dy: Value, acc: list[Value], p: int) -> list[Value]:
         """One pixel of small groups: each vector of inputs, its channels exchanged within the groups, times the vector of dy."""
         k, spec = self.k, self.spec
         out = list(acc)
         half = len(acc) // 2 if len(acc) > spec.rows * spec.vectors else 0
         for v in range(spec.vectors):
+            y = self._gradient(dy, v)
             inputs = k.load(k.at(source, v * spec.lanes, self.element), spec.compute, spec.lanes)
             for m in range(spec.mixing):
                 lanes = [lane - lane % spec.mixing + m for lane in range(spec.lanes)]
                 value = inputs if spec.mixing == 1 else k.x.shuffle(inputs, None, lanes)
                 i = m * spec.vectors + v + (p % 2) * half
-                out[i] = k.mul_add(value, ys[v], acc[i])
+                out[i] = k.mul_add(value, y, acc[i])
         return out
 
 
@@ -288,7 +316,22 @@ class SumWeights:
         return f"conv_sum_weights:{self.compute.name}:{self.result.name}:{self.rank}d:{self.rows}x{self.vectors}x{self.lanes}"
 
     def params(self) -> list[str]:
-        own = ["partial", "dst", "blocks", "outs", "reduced", "parts", "span", "row_tiles", "run", "spans", "span_elems", "s_g", "s_n", "s_k"]
+        own = [
+            "partial",
+            "dst",
+            "blocks",
+            "outs",
+            "reduced",
+            "parts",
+            "span",
+            "row_tiles",
+            "run",
+            "spans",
+            "span_elems",
+            "s_g",
+            "s_n",
+            "s_k",
+        ]
         # Taps as the gradient kernel numbers them, then those that lie within a run.
         return own + [f"{p}{d}" for d in range(self.rank) for p in ("taps", "s")] + ["run_taps", "s_run"]
 
@@ -306,7 +349,9 @@ class SumWeights:
         k.done()
         return module
 
-    def _taps(self, k: KernelEmit, s: dict[str, Value], d: int, tap: Value, group: Value, block: Value, c: Value, to: Value) -> None:
+    def _taps(
+        self, k: KernelEmit, s: dict[str, Value], d: int, tap: Value, group: Value, block: Value, c: Value, to: Value
+    ) -> None:
         if d == self.rank:
             with k.loop(0, s["run_taps"]) as j:
                 row = k.add(k.mul(j, s["reduced"]), c)

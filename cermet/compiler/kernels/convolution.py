@@ -4,21 +4,25 @@
     input_grad   dx from dy and w (also the forward pass of a transposed convolution)
     weight_grad  dw from dy and x
 
-with p and k over 1, 2 or 3 spatial dimensions and zeros outside the input. No im2col buffer is made. Activations are read in place
-where their channels are contiguous (channels-last) and their dtype is the one computed in; otherwise a first launch copies them into that form.
-Weights are packed by a launch of their own.
+with p and k over 1, 2 or 3 spatial dimensions and zeros outside the input. No im2col buffer is made. Activations are read in
+place where their channels are contiguous (channels-last) and their dtype is the one computed in; otherwise a first launch copies
+them into that form. Weights are packed by a launch of their own.
+
+Room for Winograd: another maker beside `_Taps`, chosen in `plan`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
 
-from cermet.compiler.kernels.conv_layout import FillZeros, PackWeights, Relayout
+from cermet.compiler.kernels.conv_layout import PackWeights, Relayout
 from cermet.compiler.kernels.conv_table import Axis, PixelTable, backward_axis, forward_axis, run_axis
-from cermet.compiler.kernels.conv_taps import TapKernel, Tile
+from cermet.compiler.kernels.conv_taps import TapKernel, Tile, with_order
 from cermet.compiler.kernels.conv_weight_grad import PIXELS, SumWeights, WeightGradKernel
+from cermet.compiler.kernels.finish import Epilogue
 from cermet.compiler.kernels.plan import Arg, KernelLaunch, Operand, Plan, Temp
 from cermet.dtypes import DType
 
@@ -59,9 +63,9 @@ class ConvSpec:
         rank = len(self.size)
         for name in ("kernel", "out", "stride", "padding", "dilation"):
             if len(getattr(self, name)) != rank:
-                raise ValueError(f"ConvSpec: {name} {getattr(self, name)} must have {rank} entries, one for each of size {self.size}")
+                raise ValueError(f"ConvSpec: {name} {getattr(self, name)} must have {rank} entries, as size {self.size} has")
         if self.dtype.kind != "f" or not 1 <= rank <= 3:
-            raise ValueError(f"ConvSpec: expected a floating dtype and 1 to 3 spatial dimensions, got {self.dtype!r} and {rank}")
+            raise ValueError(f"ConvSpec: expected a floating dtype and 1 to 3 spatial dimensions, not {self.dtype!r} and {rank}")
         if self.groups < 1 or self.c % self.groups or self.o % self.groups:
             raise ValueError(f"ConvSpec: {self.groups} groups do not divide {self.c} input and {self.o} output channels")
         if min(self.stride + self.dilation, default=1) < 1:
@@ -89,24 +93,34 @@ def channels_first(n: int, c: int, size: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(steps))[0:]
 
 
-def plan(direction: Direction, spec: ConvSpec, target: Any, epilogue: Any = None) -> Plan:
+def plan(
+    direction: Direction, spec: ConvSpec, target: Any, epilogue: Epilogue | None = None, epilogue_args: Sequence[Arg] = ()
+) -> Plan:
     """The launches that compute ``spec`` in one direction, over operands "x", "w" and "y" (one of them the result).
 
     Args:
         direction: ``forward`` writes y, ``input_grad`` x, ``weight_grad`` w.
         spec: the convolution; the same in all directions.
         target: the machine.
-        epilogue: not there yet.
+        epilogue: for the forward pass: runs for each element of y instead of the store to "y" (which is then not written). Its ``b`` is
+            the batch, ``m`` the position in the image (row-major in one), ``n`` the channel; ``acc`` has y's computing dtype.
+        epilogue_args: one for each of the epilogue's parameters.
 
     Raises:
-        ValueError: for an unknown direction.
+        ValueError: for an unknown direction, or an epilogue that does not fit.
     """
+    if epilogue is not None and (direction != "forward" or len(epilogue.params) != len(epilogue_args)):
+        raise ValueError(
+            f"convolution: an epilogue goes with forward, not {direction}, and with as many arguments as it has parameters "
+            f"({len(epilogue.params)}, not {len(epilogue_args)})"
+        )
     if len(spec.size) == 1:
         spec = _as_2d(spec)
-    maker = {"forward": _Taps, "input_grad": _Taps, "weight_grad": _Weights}.get(direction)
-    if maker is None:
+    if direction == "weight_grad":
+        return _Weights(direction, spec, target).plan()
+    if direction not in ("forward", "input_grad"):
         raise ValueError(f"unknown direction {direction!r}; expected forward, input_grad or weight_grad")
-    return maker(direction, spec, target).plan()
+    return _Taps(direction, spec, target).plan(epilogue, tuple(epilogue_args))
 
 
 def _as_2d(s: ConvSpec) -> ConvSpec:
@@ -158,10 +172,14 @@ class _Maker:
             target = self.target
             key = f"{kernel.key}:{getattr(target, 'code_key', '')}"
             self.launches.append(
-                KernelLaunch(key, lambda: kernel.build(target), kernel.ENTRY, args, blocks, scratch, max(1, min(grain, blocks)), flops)
+                KernelLaunch(
+                    key, lambda: kernel.build(target), kernel.ENTRY, args, blocks, scratch, max(1, min(grain, blocks)), flops
+                )
             )
 
-    def source(self, name: str, channels: int, size: tuple[int, ...], strides: tuple[int, ...], any_dtype: bool = False) -> _Image:
+    def source(
+        self, name: str, channels: int, size: tuple[int, ...], strides: tuple[int, ...], any_dtype: bool = False
+    ) -> _Image:
         """The operand in place where its channels lie together, else a channels-last copy."""
         image = _Image(Operand(name), self.spec.dtype, strides, channels, size)
         contiguous = strides[1] == 1 or channels == 1
@@ -178,9 +196,14 @@ class _Maker:
         return made
 
     def relayout(self, src: _Image, dst: _Image, left: int, columns: int, width: int) -> None:
-        outer = [(self.spec.n, src.strides[0], dst.strides[0]), *zip(src.size[:-1], src.strides[2:-1], dst.strides[2:-1], strict=True)]
+        outer = [
+            (self.spec.n, src.strides[0], dst.strides[0]),
+            *zip(src.size[:-1], src.strides[2:-1], dst.strides[2:-1], strict=True),
+        ]
         (from_x, to_x), (from_c, to_c) = (src.strides[-1], dst.strides[-1]), (src.strides[1], dst.strides[1])
-        if left == 0 and columns == width < 32 and outer[-1][1:] == (width * from_x, width * to_x):  # short rows, one behind the other
+        if (
+            left == 0 and columns == width < 32 and outer[-1][1:] == (width * from_x, width * to_x)
+        ):  # short rows, one behind the other
             columns = width = columns * outer[-1][0]
             outer[-1] = (1, 0, 0)
         transposing = "in" if from_x == 1 and to_c == 1 else "out" if from_c == 1 and to_x == 1 else ""
@@ -192,7 +215,7 @@ class _Maker:
         self.launch(kernel, args, blocks if columns * src.channels else 0, grain=1 + (1 << 14) // max(1, columns * src.channels))
 
     def run_source(self) -> tuple[_Image, list[Axis]] | None:
-        """x in a form where a window's row is one run of kw*C elements, with no border in the last dimension; None where that does not pay.
+        """A form of x in which a row of the window is one run of kw*C elements and no tap misses; None where that does not pay.
 
         Short channels make for short inner loops, so runs pay there even if x must be copied to get its borders.
         """
@@ -215,17 +238,28 @@ class _Maker:
         s = self.spec
         return [forward_axis(*a) for a in zip(s.out, s.size, s.kernel, s.stride, s.padding, s.dilation, strict=True)]
 
+    def many_registers(self) -> bool:
+        """Whether there are twice as many vector registers as AVX2 has."""
+        return bool(getattr(self.target, "vector_registers", 16) >= 32)
+
     def mixing(self) -> int:
         """Channels of a group where they are few and as many go in as out (1: depthwise), else 0; see `TapKernel`."""
         fits = self.cg == self.og and self.cg in (1, 2, 4) and self.spec.groups > 1 and self.lanes % self.cg == 0
         return self.cg if fits and self.spec.c >= self.lanes else 0
 
 
+def _cheapest(shapes: list[tuple[int, int]], costs: list[float]) -> tuple[int, int]:
+    """The first register tile, or another that saves at least a tenth: few kinds of tile mean few kernels to compile."""
+    best = min(range(len(shapes)), key=costs.__getitem__)
+    return shapes[best] if costs[best] <= 0.9 * costs[0] else shapes[0]
+
+
 class _Taps(_Maker):
     """Forward and input gradient: copies where needed, packed weights, the tap kernel."""
 
-    def plan(self) -> Plan:
+    def plan(self, epilogue: Epilogue | None, epilogue_args: tuple[Arg, ...]) -> Plan:
         s = self.spec
+        self.epilogue, self.epilogue_args = epilogue, epilogue_args
         self.forward = self.direction == "forward"
         # The result is y for the forward pass and x for the gradient; the source is the other one.
         result = ("y", s.o, s.out, s.y_strides) if self.forward else ("x", s.c, s.size, s.x_strides)
@@ -241,7 +275,7 @@ class _Taps(_Maker):
             source = self.source("y", s.o, s.out, s.y_strides)
             axes = [backward_axis(*a) for a in zip(s.size, s.out, s.kernel, s.stride, s.padding, s.dilation, strict=True)]
         dst = _Image(Operand(result[0]), s.dtype, result[3], result[1], result[2])
-        direct = dst.strides[1] == 1 or dst.channels == 1
+        direct = dst.strides[1] == 1 or dst.channels == 1 or epilogue is not None
         into = dst
         if not direct:
             strides = channels_last(s.n, dst.channels, dst.size)
@@ -253,17 +287,19 @@ class _Taps(_Maker):
 
     def tile(self, outs: int) -> Tile:
         """The register tile: as many sums as the registers hold beside one row of weights and one broadcast value."""
-        lanes, narrow = self.lanes, outs < 2 * self.lanes
-        if getattr(self.target, "vector_registers", 16) >= 32:
-            return Tile(8, 1 if narrow else 3 if outs % (3 * lanes) == 0 else 2, lanes)
-        return Tile(8, 1, lanes) if narrow else Tile(6, 2, lanes)
+        shapes = [(8, 2), (8, 3), (8, 1)] if self.many_registers() else [(6, 2), (4, 3), (8, 1)]
+        fitting = [(p, v) for p, v in shapes if v == 1 or v * self.lanes <= outs]
+        # Cycles a pixel at two multiplications or loads a cycle.
+        costs = [-(-outs // (v * self.lanes)) * max(p * v, p + v) / p for p, v in fitting]
+        return Tile(*_cheapest(fitting, costs), self.lanes)
 
     def contract(self, source: _Image, into: _Image, axes: list[Axis], run_mode: bool) -> None:
         """Pack the weights and run the kernel."""
         s, mixing = self.spec, self.mixing()
         groups, outs, reduced = (1, into.channels, mixing) if mixing else (s.groups, self.outs, self.reduced)
         tile = self.tile(outs)
-        kernel = TapKernel(self.compute, into.dtype, self.rank, tile, mixing)
+        ordered = with_order(self.epilogue) if self.epilogue is not None else None
+        kernel = TapKernel(self.compute, into.dtype, self.rank, tile, mixing, ordered)
         blocks = -(-outs // tile.channels)
         run = reduced * (s.kernel[-1] if run_mode else 1)
         packed, zeros = self.pack(tile, groups, outs, reduced, blocks, max(run, source.channels))
@@ -273,9 +309,13 @@ class _Taps(_Maker):
             steps.insert(0, steps[0] * k)
         taps = prod(a.taps for a in axes)
         tiles, parts, part_blocks, chunks, phase_count = self.blocking(axes, tile, taps, run, blocks * groups)
-        args: list[Arg] = [source.at, packed, zeros, into.at]
+        args: list[Arg] = [source.at, packed, zeros, 0 if ordered else into.at]
         args += [chunks, phase_count, part_blocks, groups, blocks, tiles, run, outs, taps, reduced, steps[0] * s.kernel[0]]
-        args += PixelTable.arguments(s.n, axes, source.bytes, into.bytes, steps, len(kernel.params()))
+        geometry = PixelTable.arguments(s.n, axes, source.bytes, into.bytes, steps, len(kernel.params()))
+        args += geometry
+        if ordered is not None:
+            inner = geometry[PixelTable.params(self.rank).index("batch_inner")]
+            args += [s.n if inner else prod(s.out), inner, *self.epilogue_args]
         args += PixelTable.tail(axes)
         total = chunks * phase_count * parts
         self.launch(kernel, args, total, kernel.scratch(tiles, taps), 2 * s.macs, 1 + total * (1 << 19) // max(1, 2 * s.macs))
@@ -329,17 +369,26 @@ class _Weights(_Maker):
     def kernel(self, run: int, outs: int, gradient: DType) -> WeightGradKernel:
         """The register tile for runs of ``run`` input channels."""
         wide = -(-outs // self.lanes)
-        registers = 24 if getattr(self.target, "vector_registers", 16) >= 32 else 12
         if mixing := self.mixing():
             vectors = next(v for v in (4, 2, 1) if v * mixing <= 4 and (v == 1 or v <= wide))
             return WeightGradKernel(self.compute, gradient, self.rank, mixing, vectors, self.lanes, mixing)
-        rows = min(run, registers // 2)
-        vectors = max(1, min(wide, registers // rows, 4))
-        rows = min(run, max(rows, min(8, registers // vectors))) if vectors == 1 else rows
+        shapes = [(8, 3), (12, 2), (6, 4), (20, 1)] if self.many_registers() else [(6, 2), (4, 3), (3, 4), (8, 1)]
+        fitting = [(min(r, run), v) for r, v in shapes if v == 1 or v <= wide]
+        # Cycles a pixel at two multiplications or loads a cycle, the address being one load more.
+        costs = [-(-run // r) * -(-wide // v) * max(r * v, r + v + 1) for r, v in fitting]
+        rows, vectors = _cheapest(fitting, costs)
         return WeightGradKernel(self.compute, gradient, self.rank, rows, vectors, self.lanes)
 
     def sums(
-        self, kernel: WeightGradKernel, source: _Image, dy: _Image, axes: list[Axis], groups: int, outs: int, reduced: int, run: int
+        self,
+        kernel: WeightGradKernel,
+        source: _Image,
+        dy: _Image,
+        axes: list[Axis],
+        groups: int,
+        outs: int,
+        reduced: int,
+        run: int,
     ) -> None:
         """Launch the kernel and the addition of its partial sums."""
         s, item = self.spec, self.compute.itemsize
@@ -349,30 +398,30 @@ class _Weights(_Maker):
         group_elements = taps * tap_elements
         pixels = s.n * prod(s.out)
         every = groups * blocks
-        # A chunk's input of one tap should stay in the first-level cache, its packed dy in the second.
-        tiles = max(8, min(32, (16 << 10) // (PIXELS * max(1, run) * item)))
+        # A chunk's input of one tap and a block of its packed dy should stay in the first-level cache, all of its dy in the second.
+        tiles = max(8, min(32, (16 << 10) // (PIXELS * max(1, run) * item), (8 << 10) // (PIXELS * kernel.channels * item)))
         part_blocks = min(every, max(1, getattr(self.target, "l2", 1 << 19) // 4 // (tiles * PIXELS * kernel.channels * item)))
         parts = -(-every // part_blocks)
         spans, span, tap_parts = self.spans(pixels, parts, axes[0].taps, groups * group_elements)
         tap_span = -(-axes[0].taps // tap_parts)
         tiles = max(1, min(tiles, -(-span // PIXELS)))
-        zeros = self.temp(max(run, source.channels))
         partial = self.temp(spans * groups * group_elements)
         if spans:
-            self.launch(FillZeros(self.compute), [zeros, max(run, source.channels)], 1)
-            args: list[Arg] = [source.at, dy.at, zeros, partial]
+            zeros = max(run, source.channels)
+            args: list[Arg] = [source.at, dy.at, partial, zeros]
             args += [tap_parts, tap_span, parts, part_blocks, groups, blocks, span, tiles, run, row_tiles, outs, reduced]
             args += [groups * group_elements * item, group_elements * item]
             args += PixelTable.arguments(s.n, axes, source.bytes, dy.bytes, [0] * self.rank, len(kernel.params()))
             args += PixelTable.tail(axes)
             total = tap_parts * parts * spans
             grain = 1 + total * (1 << 19) // max(1, 2 * s.macs)
-            self.launch(kernel, args, total, kernel.scratch(tiles, part_blocks), 2 * s.macs, grain)
+            self.launch(kernel, args, total, kernel.scratch(tiles, part_blocks, zeros), 2 * s.macs, grain)
         self.add_up(kernel, partial, groups, outs, reduced, run, blocks, row_tiles, spans, groups * group_elements, axes)
 
     def spans(self, pixels: int, parts: int, taps: int, elements: int) -> tuple[int, int, int]:
-        """How many spans the pixels are cut into, pixels of one, and parts of the first dimension's taps: together enough parallel blocks.
+        """How many spans the pixels are cut into, pixels of one, and parts of the first dimension's taps.
 
+        All together make enough parallel blocks.
         Spans share nothing but cost partial sums; parts of the taps pack the same dy again.
         """
         if pixels == 0:
@@ -392,7 +441,22 @@ class _Weights(_Maker):
         add = SumWeights(self.compute, s.dtype, self.rank, kernel.rows, kernel.vectors, kernel.lanes)
         span = max(1, min(reduced, 16))
         parts = -(-reduced // span)
-        args: list[Arg] = [partial, Operand("w"), blocks, outs, reduced, parts, span, row_tiles, run, spans, elements, outs * so, so, sc]
+        args: list[Arg] = [
+            partial,
+            Operand("w"),
+            blocks,
+            outs,
+            reduced,
+            parts,
+            span,
+            row_tiles,
+            run,
+            spans,
+            elements,
+            outs * so,
+            so,
+            sc,
+        ]
         for axis, stride in zip(axes, taps, strict=True):
             args += [axis.taps, stride]
         args += [run // max(1, reduced), taps[-1]]

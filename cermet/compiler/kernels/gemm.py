@@ -8,8 +8,8 @@
                 for each panel of mr rows:
                     tile
 
-after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), with what to pack decided by shape. All sizes and strides are
-parameters; `Variant` holds what is compiled in.
+after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), with what to pack decided by shape.
+All sizes and strides are parameters; `Variant` holds what is compiled in.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cermet.compiler.kernels.irtools import (
 )
 from cermet.compiler.kernels.microkernel import Tile, tile_function
 from cermet.compiler.kernels.packing import pack_function
-from cermet.compiler.llvm.builder import BOOL, I64, PTR, constant, memory_type
+from cermet.compiler.llvm.builder import BOOL, PTR, constant, memory_type
 from cermet.dtypes import DType
 
 __all__ = ["GEMM_PARAMS", "Variant", "gemm_module"]
@@ -41,8 +41,11 @@ GEMM_PARAMS = (
     "a", "b", "c", "m", "n", "k", "a_m", "a_k", "b_k", "b_n", "c_m", "c_n",
     *BATCH_SIZES, *batch_strides("a"), *batch_strides("b"), *batch_strides("c"),
     "mc", "nc", "kc", "m_blocks", "n_blocks", "k_part", "k_parts", "c_part",
-    "b_space", "c_space", "stage_step", "b_panels",
+    "b_space", "c_space", "stage_step", "b_panels", "j_first",
 )  # fmt: skip
+
+
+_NEAR = 64  # k at a time when packing across rows
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,12 @@ class Variant:
         a, b: dtypes in memory (of B before packing).
         read_a: ``"packed"`` into scratch, or ``"direct"``.
         unit_a: which stride of A is known to be 1: ``"p"`` (rows), ``"k"``, ``"any"``.
-        read_b: ``"temp"`` (packed by an earlier launch), ``"packed"`` into scratch panel by panel, or ``"direct"`` (columns have unit stride).
+        read_b: ``"temp"`` (packed by an earlier launch), ``"packed"`` into scratch panel by panel, or ``"direct"`` (columns
+            have unit stride).
         unit_b: as ``unit_a``, for B's columns.
         out: what becomes of the sums.
-        direct_c: finished tiles go straight to C, which has the accumulator dtype and columns of unit stride; otherwise by way of scratch.
+        direct_c: finished tiles go straight to C, which has the accumulator dtype and columns of unit stride; otherwise by way
+            of scratch.
         dims: how many batch extents there are: 1 or 3.
         whole: one block a batch, so no block index to take apart.
     """
@@ -105,12 +110,15 @@ class _Gemm:
     def build(self) -> ir.Module:
         em = self.em = KernelEmit(self.module, "gemm", (*GEMM_PARAMS, *self.v.out.params), self.target)
         self.finish.prepare(em)
-        for name in ("m", "n", "k", "a_m", "a_k", "b_k", "b_n", "c_m", "c_n", "mc", "nc", "kc", "b_space", "c_space", "stage_step", "b_panels"):
-            setattr(self, name, em.slot(name))
+        self.m, self.n, self.k, self.mc, self.nc, self.kc = (em.slot(p) for p in ("m", "n", "k", "mc", "nc", "kc"))
+        self.a_m, self.a_k, self.b_k, self.b_n, self.c_m, self.c_n = (
+            em.slot(p) for p in ("a_m", "a_k", "b_k", "b_n", "c_m", "c_n")
+        )
+        self.stage_step, self.b_panels = em.slot("stage_step"), em.slot("b_panels")
         self.pa, self.pb, self.pc = (em.slot(p, PTR) for p in "abc")
         self.scratch_a = em.scratch
-        self.scratch_b = em.at(em.scratch, self.b_space, ir.IntType(8))
-        self.scratch_c = em.at(em.scratch, self.c_space, ir.IntType(8))
+        self.scratch_b = em.at(em.scratch, em.slot("b_space"), ir.IntType(8))
+        self.scratch_c = em.at(em.scratch, em.slot("c_space"), ir.IntType(8))
         with em.loop(em.begin, em.end) as block:
             self._block(block)
         em.done()
@@ -120,12 +128,14 @@ class _Gemm:
         """Take the block's index apart and find where its operands begin."""
         em, v = self.em, self.v
         if v.whole:
-            batch, part, j0, i0 = block, 0, 0, 0
+            batch, part, jn, i0 = block, 0, 0, 0
         else:
             rest, im = em.divmod(block, em.slot("m_blocks"))
             rest, jn = em.divmod(rest, em.slot("n_blocks"))
             batch, part = em.divmod(rest, em.slot("k_parts"))
-            j0, i0 = em.mul(jn, self.nc), em.mul(im, self.mc)
+            i0 = em.mul(im, self.mc)
+        j_here = em.mul(jn, self.nc)
+        j0 = em.add(em.slot("j_first"), j_here)
         k_part = em.slot("k_part")
         k0 = em.mul(part, k_part)
         k_here = em.min(k_part, em.sub(self.k, k0))
@@ -135,7 +145,7 @@ class _Gemm:
         a_offset = em.add(em.mul(i0, self.a_m), em.mul(k0, self.a_k))
         self.a0 = em.at(self.pa, em.add(batch_offset(em, "a", batch, v.dims), a_offset), memory_type(v.a))
         if v.read_b == "temp":
-            panel = em.add(em.mul(batch, self.b_panels), em.div(j0, v.tile.nr))
+            panel = em.add(em.mul(batch, self.b_panels), em.div(j_here, v.tile.nr))
             self.b0 = em.at(self.pb, em.mul(em.add(em.mul(panel, self.k), k0), v.tile.nr), self.element)
         else:
             b_offset = em.add(em.mul(j0, self.b_n), em.mul(k0, self.b_k))
@@ -151,11 +161,7 @@ class _Gemm:
         a = em.at(self.a0, em.mul(kb, self.a_k), memory_type(v.a))
         first = em.cmp("eq", kb, 0)
         if self.pack_a is not None:
-            mr = v.tile.mr
-            with em.loop(0, self.rows, mr) as i:
-                panel = em.at(self.scratch_a, em.mul(i, self.kc), self.element)
-                rows = em.min(mr, em.sub(self.rows, i))
-                em.call(self.pack_a, [em.at(a, em.mul(i, self.a_m), memory_type(v.a)), self.a_m, self.a_k, rows, k, panel])
+            self._pack_a(a, k)
         with em.loop(0, self.cols, v.tile.nr) as j:
             cols = em.min(v.tile.nr, em.sub(self.cols, j))
             b, ldb = self._b_panel(kb, k, j, cols)
@@ -166,6 +172,23 @@ class _Gemm:
                 else:
                     args_a = [em.at(a, em.mul(i, self.a_m), memory_type(v.a)), rows, self.a_m, self.a_k]
                 self._tile(i, j, rows, cols, [*args_a, b, ldb, k], first, last)
+
+    def _pack_a(self, a: Value, k: Value) -> None:
+        em, v, mr = self.em, self.v, self.v.tile.mr
+
+        def panels(k0: Index, count: Value) -> None:
+            with em.loop(0, self.rows, mr) as i:
+                source = em.at(a, em.add(em.mul(i, self.a_m), em.mul(k0, self.a_k)), memory_type(v.a))
+                panel = em.at(self.scratch_a, em.add(em.mul(i, self.kc), em.mul(k0, mr)), self.element)
+                em.call(self.pack_a, [source, self.a_m, self.a_k, em.min(mr, em.sub(self.rows, i)), count, panel])
+
+        if v.unit_a == "k":
+            panels(0, k)
+            return
+        # A panel takes part of each cache line: come back for the rest while it is still near. (Not so above, where packing may
+        # write past a panel's end and panels must be finished in order.)
+        with em.loop(0, k, _NEAR) as k0:
+            panels(k0, em.min(_NEAR, em.sub(k, k0)))
 
     def _b_panel(self, kb: Value, k: Value, j: Value, cols: Value) -> tuple[Value, Index]:
         """Where the tile finds B's columns from ``j`` on, and how far it is from one k to the next."""

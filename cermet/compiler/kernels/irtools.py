@@ -1,7 +1,7 @@
 """What the kernels designed by hand share for writing LLVM IR: functions, loops with carried values, typed memory access.
 
-Arithmetic on values is the `LaneBuilder`'s (``Emit.x``); here is what it leaves out: control flow, address arithmetic that folds constants, and
-loads and stores that convert between the dtype in memory and the one computed in.
+Arithmetic on values is the `LaneBuilder`'s (``Emit.x``); here is what it leaves out: control flow, address arithmetic that
+folds constants, and loads and stores that convert between the dtype in memory and the one computed in.
 """
 
 from __future__ import annotations
@@ -17,7 +17,17 @@ from cermet.compiler.llvm.builder import BOOL, F32, F64, I8, I16, I32, I64, PTR,
 from cermet.compiler.llvm.emit_ops import from_memory, to_memory
 from cermet.dtypes import DType
 
-__all__ = ["BATCH_SIZES", "Emit", "KernelEmit", "acc_type", "accumulator", "batch_offset", "batch_strides", "new_module", "rounded_up"]
+__all__ = [
+    "BATCH_SIZES",
+    "Emit",
+    "KernelEmit",
+    "acc_type",
+    "accumulator",
+    "batch_offset",
+    "batch_strides",
+    "new_module",
+    "rounded_up",
+]
 
 Value = Any
 Index = Any  # an i64 value or a Python int
@@ -57,7 +67,9 @@ class Emit:
         fn: the function; ``args`` its arguments.
     """
 
-    def __init__(self, module: ir.Module, name: str, arg_types: Sequence[ir.Type], target: Any, *, internal: bool = False) -> None:
+    def __init__(
+        self, module: ir.Module, name: str, arg_types: Sequence[ir.Type], target: Any, *, internal: bool = False
+    ) -> None:
         self.module, self.target = module, target
         self.fn = ir.Function(module, ir.FunctionType(VOID, arg_types), name)
         if internal:
@@ -162,9 +174,7 @@ class Emit:
     def load_masked(self, ptr: Value, dtype: DType, lanes: int, mask: Value) -> Value:
         """As `load`; lanes outside ``mask`` read nothing and are 0."""
         type_ = vector(memory_type(dtype), lanes)
-        raw = self.x.call(
-            f"llvm.masked.load.{_mangle(type_)}.p0", type_, (ptr, mask, constant(type_, 0))
-        )
+        raw = self.x.call(f"llvm.masked.load.{_mangle(type_)}.p0", type_, (ptr, mask, constant(type_, 0)))
         return widen(self.x, raw, dtype)
 
     def store(self, value: Value, ptr: Value, dtype: DType) -> None:
@@ -216,7 +226,12 @@ class Emit:
             yield i
 
     def fold(
-        self, start: Index, stop: Index, step: Index, state: Sequence[Value], body: Callable[[Value, list[Value]], Sequence[Value]]
+        self,
+        start: Index,
+        stop: Index,
+        step: Index,
+        state: Sequence[Value],
+        body: Callable[[Value, list[Value]], Sequence[Value]],
     ) -> list[Value]:
         """A loop that carries values in registers: ``state = body(i, state)``; returns the last state."""
         with self._loop(start, stop, step, state) as (i, current, following):
@@ -224,7 +239,9 @@ class Emit:
         return self._last
 
     @contextmanager
-    def _loop(self, start: Index, stop: Index, step: Index, state: Sequence[Value]) -> Iterator[tuple[Value, list[Value], list[Value]]]:
+    def _loop(
+        self, start: Index, stop: Index, step: Index, state: Sequence[Value]
+    ) -> Iterator[tuple[Value, list[Value], list[Value]]]:
         start, stop, step = self.index(start), self.index(stop), self.index(step)
         before = self.ir.block
         head = self.ir.append_basic_block("loop")

@@ -1,7 +1,8 @@
 """The register tile: ``mr`` rows by ``nv`` vectors of accumulators, updated by one outer product for each k.
 
-This is the only place where the arithmetic of a contraction happens. `tile_fma` is the loop alone, for any kernel that can say how its
-operands are read (the convolution reads its input in place); `tile_function` makes of it the function that the matrix product calls.
+This is the only place where the arithmetic of a contraction happens. `tile_fma` is the loop alone, for any kernel that can say
+how its operands are read (the convolution reads its input in place); `tile_function` makes of it the function that the matrix
+product calls.
 """
 
 from __future__ import annotations
@@ -100,14 +101,17 @@ def tile_fma(
     return current[len(state) :]
 
 
-def tile_function(module: ir.Module, target: Any, tile: Tile, dtype_a: DType, dtype_b: DType, mode_a: str, name: str = "tile") -> ir.Function:
+def tile_function(
+    module: ir.Module, target: Any, tile: Tile, dtype_a: DType, dtype_b: DType, mode_a: str, name: str = "tile"
+) -> ir.Function:
     """``tile(a, rows, sm, sk, b, ldb, k, c, ldc, first)``: C tile = A·B where ``first``, else C tile += A·B.
 
     C is of the accumulator dtype, ``ldc`` elements from row to row, with unit stride along a row; B likewise with ``ldb``.
 
     Args:
-        mode_a: how A lies: ``"panel"`` (packed, ``mr`` interleaved; rows, sm, sk are not looked at), ``"k"`` (rows of unit stride) or ``"any"``.
-            Where it is not packed, rows from ``rows`` on read the last one instead, so that a tile at the edge reads nothing foreign.
+        mode_a: how A lies: ``"panel"`` (packed, ``mr`` interleaved; rows, sm, sk are not looked at), ``"k"`` (rows of unit
+            stride) or ``"any"``. Where it is not packed, rows from ``rows`` on read the last one instead, so that a tile at
+            the edge reads nothing foreign.
     """
     em = Emit(module, name, [PTR, I64, I64, I64, PTR, I64, I64, PTR, I64, ir.IntType(1)], target, internal=True)
     a, rows, sm, sk, b, ldb, k, c, ldc, first = em.args

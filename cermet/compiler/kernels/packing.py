@@ -1,9 +1,10 @@
 """Packing: a strided operand becomes panels that the register tile reads with unit stride.
 
-A panel holds ``width`` rows of A (or columns of B) interleaved: for each k the ``width`` values next to each other. Both operands look
-alike from here: an outer index ``p`` (row of A, column of B) and the summed index ``k``, each with its stride. Transposing and casting
-happen on the way and cost next to nothing. Where a panel reaches over the operand's edge, its last column is repeated: a finite filler
-is not needed, because what a tile computes there is never stored.
+A panel holds ``width`` rows of A (or columns of B) interleaved: for each k the ``width`` values next to each other. Both
+operands look
+alike from here: an outer index ``p`` (row of A, column of B) and the summed index ``k``, each with its stride. Transposing and
+casting happen on the way and cost next to nothing. Where a panel reaches over the operand's edge, its last column is repeated:
+a finite filler is not needed, because what a tile computes there is never stored.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ __all__ = ["PACK_PARAMS", "pack_function", "pack_module"]
 def pack_function(module: ir.Module, target: Any, dtype: DType, width: int, mode: str, name: str) -> ir.Function:
     """``pack(src, sp, sk, count, k, dst)``: one panel of ``k`` times ``width`` from ``count`` (1 to ``width``) rows.
 
-    Up to one vector beyond the panel's end is overwritten too (the transposing loop stores whole vectors), so panels must be written in
-    ascending order and the last one needs that much room after it.
+    Up to one vector beyond the panel's end is overwritten too (the transposing loop stores whole vectors), so panels must be
+    written in ascending order and the last one needs that much room after it.
 
     Args:
         mode: which stride is known to be 1: ``"p"``, ``"k"`` or ``"any"``.
@@ -81,7 +82,9 @@ def _copy_edge(em: Emit, dtype: DType, width: int, src: Value, sk: Index, count:
             em.store(em.load_masked(em.at(row, j * lanes, from_), dtype, lanes, mask), em.at(out, j * lanes, to), acc)
 
 
-def _gather(em: Emit, dtype: DType, width: int, src: Value, sp: Index, sk: Index, count: Value, k0: Index, k: Value, dst: Value) -> None:
+def _gather(
+    em: Emit, dtype: DType, width: int, src: Value, sp: Index, sk: Index, count: Value, k0: Index, k: Value, dst: Value
+) -> None:
     """Any strides, element by element."""
     acc = accumulator(dtype)
     from_, to = memory_type(dtype), memory_type(acc)
@@ -119,7 +122,11 @@ def _transpose(em: Emit, dtype: DType, width: int, lanes: int, src: Value, sp: V
             rows += [em.x.poison(vector(acc_type(acc), lanes))] * (lanes - rows_here)
             # A panel narrower than a vector: each store spills into the next k's place, which is stored after it.
             for step, value in enumerate(transposed(em.x, rows)):
-                em.store(value if rows_here == lanes or not whole else first_lanes(em.x, value, rows_here), em.at(out, step * width, to), acc)
+                em.store(
+                    value if rows_here == lanes or not whole else first_lanes(em.x, value, rows_here),
+                    em.at(out, step * width, to),
+                    acc,
+                )
 
     whole = width // lanes * lanes
     if whole:
@@ -137,8 +144,8 @@ def first_lanes(x: LaneBuilder, value: Value, count: int) -> Value:
 def transposed(x: LaneBuilder, rows: list[Value]) -> list[Value]:
     """The transpose of a square block of vectors.
 
-    Stage by stage, pairs at a distance of 1, 2, 4 … exchange the halves of their blocks. Shuffles that stay within 128 bits come first:
-    those are cheap on every machine.
+    Stage by stage, pairs at a distance of 1, 2, 4 … exchange the halves of their blocks. Shuffles that stay within 128 bits
+    come first: those are cheap on every machine.
     """
     n = len(rows)
     distance = 1

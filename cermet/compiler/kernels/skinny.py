@@ -1,7 +1,8 @@
 """Matrix times vector, and the sum of partial products: kernels that are bound by memory, not by arithmetic.
 
-``y[i] = sum over k of M[i, k] * x[k]`` in two forms, by which stride of M is 1. Along k (`dot`): a few rows at a time, each a stream, lanes
-keep partial sums that a fixed tree joins. Along i (`axpy`): a strip of y stays in scratch while a few k at a time are added to it.
+``y[i] = sum over k of M[i, k] * x[k]`` in two forms, by which stride of M is 1. Along k (`dot`): a few rows at a time, each a
+stream, lanes keep partial sums that a fixed tree joins. Along i (`axpy`): a strip of y stays in scratch while a few k at a
+time are added to it.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ class _Skinny:
         return self.module
 
     def _vector(self, x: Value, copy: Value) -> None:
-        """x with unit stride in the accumulator dtype: itself, or a copy in scratch."""
+        """The vector with unit stride in the accumulator dtype: itself, or a copy in scratch."""
         if self.v.unit_x and self.v.dtype is self.acc:
             self.x = x
             return

@@ -191,7 +191,7 @@ def _obtain(request: Request) -> Code:
     _count("compiled", built - start, done - built)
     if "compile" in config.log:
         took = (built - start) * 1e3, (done - built) * 1e3
-        print(f"cermet: compiled {request.key}: {took[0]:.1f} ms building, {took[1]:.1f} ms in LLVM", file=sys.stderr)
+        print(f"cermet: compiled {request.key.partition("|")[0]}: {took[0]:.1f} ms building, {took[1]:.1f} ms in LLVM", file=sys.stderr)
     if disk is not None:
         disk.put(name, body)
     return code

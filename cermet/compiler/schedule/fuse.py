@@ -279,81 +279,84 @@ def _broadcast(index: Sequence[Idx], shape: tuple[int, ...], full: tuple[int, ..
 # ------------------------------------------------------------------------------------------------- what is stored
 
 
+class _Demand:
+    """Who needs a value: the groups that read it, and whether some reader can only read memory."""
+
+    __slots__ = ("groups", "in_memory")
+
+    def __init__(self) -> None:
+        self.groups: set[Group] = set()
+        self.in_memory = False
+
+
 def _finish(f: _Fuser, order: Sequence[Node], outputs: Sequence[Node]) -> Fusion:
-    cost = _costs(order, f)
+    cost = _costs(order)
     wanted = set(outputs)
     stored: set[Node] = set()
-    needed: dict[Node, set[Group]] = {}
+    demands: dict[Node, _Demand] = {}
     evaluated: dict[Group, set[Node]] = {}
+    for out in outputs:
+        if is_leaf(out) or out.call.op.kind == "movement":
+            _copy_out(f, out, len(order), demands, evaluated, stored)
     for n in reversed(order):
-        if is_leaf(n):
-            continue
-        if n.call.op.kind == "movement":
+        if is_leaf(n) or n.call.op.kind == "movement":
             continue
         g = f.group_of[n]
-        users = needed.get(n, set())
-        if n in wanted or g.kind != "loop" or n.call.op.kind != "elementwise":
-            keep = n in wanted or g.kind != "loop" or bool(users - {g})
-            where = {g} if (users or n in wanted) else set()
-        elif users <= {g} or n in stored:
-            keep, where = n in stored, {g} if users or n in stored else set()
-        elif cost[n] <= INLINE_COST and not _demanded(n, needed):
-            keep, where = False, users
-        else:
-            keep, where = True, {g}
-        if not where:
+        demand = demands.get(n)
+        if n in wanted:
+            where, keep = {g}, True
+        elif demand is None:
             continue
+        elif demand.groups <= {g} and not demand.in_memory:
+            where, keep = {g}, g.kind != "loop"
+        elif n.call.op.kind == "elementwise" and cost[n] <= INLINE_COST and not demand.in_memory:
+            where, keep = demand.groups, False
+        else:
+            where, keep = {g}, True
         if keep:
             stored.add(n)
         for h in where:
             evaluated.setdefault(h, set()).add(n)
-        _need(n, where, f, needed, stored)
-    for out in outputs:
-        # An output that is only a view, or a leaf, is copied by a group of its own.
-        if is_leaf(out) or out.call.op.kind == "movement":
-            g = Group(len(f.groups), "loop", out.meta.shape)
-            f.groups.append(g)
-            g.nodes.append(out)
-            g.position = len(order)
-            evaluated[g] = {out}
-            s = source_of(out)
-            if not is_leaf(s):
-                stored.add(s)
-                evaluated.setdefault(f.group_of[s], set()).add(s)
-            stored.add(out)
+        _tell_sources(n, where, f, demands)
     live = [g for g in f.groups if evaluated.get(g)]
     return Fusion(_run_order(live, evaluated, stored, f), evaluated, stored)
 
 
-_MUST = object()
+def _copy_out(
+    f: _Fuser, out: Node, position: int, demands: dict[Node, _Demand], evaluated: dict[Group, set[Node]], stored: set[Node]
+) -> None:
+    """An output that is only a view, or a leaf, is copied by a group of its own."""
+    g = Group(len(f.groups), "loop", out.meta.shape)
+    f.groups.append(g)
+    g.nodes.append(out)
+    g.position = position
+    evaluated[g] = {out}
+    stored.add(out)
+    s = source_of(out)
+    if not is_leaf(s):
+        demand = demands.setdefault(s, _Demand())
+        demand.groups.add(g)
+        demand.in_memory = True
 
 
-def _demanded(n: Node, needed: dict[Node, set[Group]]) -> bool:
-    return n in _in_memory(needed)
-
-
-def _in_memory(needed: dict[Node, set[Group]]) -> set[Node]:
-    return needed.get(_MUST, set())  # type: ignore[call-overload,return-value]
-
-
-def _need(n: Node, where: set[Group], f: _Fuser, needed: dict[Node, set[Group]], stored: set[Node]) -> None:
-    """Tell the sources of ``n`` in which groups they are read, and which of them must be in memory."""
+def _tell_sources(n: Node, where: set[Group], f: _Fuser, demands: dict[Node, _Demand]) -> None:
+    """Tell what ``n`` is computed from in which groups it is read, and whether it must be in memory for that."""
     op = n.call.op
     by_hand = f.group_of[n].kind != "loop"
     for k, x in enumerate(n.inputs):
         s = source_of(x)
         if is_leaf(s):
             continue
-        needed.setdefault(s, set()).update(where)
-        outside = bool(where - {f.group_of[s]})
-        at_computed_place = op.kind == "gather" and k == 0
-        blown_up = outside and x.meta.numel < n.meta.numel and n.meta.numel > 64 and s.meta.numel > 1
-        moved = outside and x.meta.numel > s.meta.numel and s.meta.numel > 1
-        if by_hand or at_computed_place or blown_up or moved:
-            needed.setdefault(_MUST, set()).add(s)  # type: ignore[call-overload,arg-type]
+        demand = demands.setdefault(s, _Demand())
+        demand.groups |= where
+        elsewhere = bool(where - {f.group_of[s]})
+        # Read again and again (broadcast by another group): computing it there each time would cost more than memory does.
+        repeated = elsewhere and s.meta.numel > 1 and max(x.meta.numel, n.meta.numel) > s.meta.numel
+        if by_hand or repeated or (op.kind == "gather" and k == 0):
+            demand.in_memory = True
 
 
-def _costs(order: Sequence[Node], f: _Fuser) -> dict[Node, int]:
+def _costs(order: Sequence[Node]) -> dict[Node, int]:
     """Instructions to compute a node from leaves and from what other kinds of groups store."""
     cost: dict[Node, int] = {}
     for n in order:

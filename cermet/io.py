@@ -1,0 +1,2 @@
+"""Saving and loading state dicts: safetensors with a JSON description of the structure, never pickle."""
+# written by the optim/data helper; do not overwrite

@@ -1,0 +1,123 @@
+"""The state of random numbers: a seed and an offset, in Python.
+
+Numbers come from Philox-4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; SC 2011) with the seed as key and
+a counter. A call that draws n elements takes the counters offset … offset + n - 1 and moves the offset on. Seed and offset reach programs as
+run-time scalars, so nothing is ever compiled for them; and the numbers do not depend on threads or devices.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Generator", "default_generator", "initial_seed", "manual_seed", "seed"]
+
+_MASK = (1 << 64) - 1
+
+
+def _signed(n: int) -> int:
+    """The 64 bits of ``n`` as a signed integer."""
+    n &= _MASK
+    return n - (1 << 64) if n >> 63 else n
+
+
+class Generator:
+    """A stream of random numbers: a seed and how much of its stream is used up.
+
+    Args:
+        device: accepted as in PyTorch; the stream is the same on all devices.
+    """
+
+    # How the state becomes a tensor, and back; `cermet.ops.random` knows tensors.
+    pack: Callable[[bytes], Any]
+    unpack: Callable[[Any], bytes]
+
+    def __init__(self, device: Any = "cpu") -> None:
+        self.device = device
+        self._lock = threading.Lock()
+        self._seed = 67280421310721
+        self._offset = 0
+
+    def manual_seed(self, seed: int) -> Generator:
+        """Start the stream of ``seed``, any integer of 64 bits."""
+        n = int(seed)
+        if not -(1 << 63) <= n <= _MASK:
+            raise RuntimeError(f"manual_seed: a seed has 64 bits, got {seed}")
+        with self._lock:
+            self._seed, self._offset = n & _MASK, 0
+        return self
+
+    def seed(self) -> int:
+        """Start the stream of a seed that nobody knows, and return it."""
+        n = int.from_bytes(os.urandom(8), "little") >> 1
+        self.manual_seed(n)
+        return n
+
+    def initial_seed(self) -> int:
+        """The seed of the stream."""
+        return self._seed
+
+    def take(self, count: int) -> tuple[int, int]:
+        """(key, first counter) of ``count`` counters of the stream, as signed 64-bit integers; they are used up by this."""
+        with self._lock:
+            offset = self._offset
+            self._offset = (offset + count) & _MASK
+            return _signed(self._seed), _signed(offset)
+
+    def state(self) -> bytes:
+        """Seed and offset as 16 bytes."""
+        with self._lock:
+            return self._seed.to_bytes(8, "little") + self._offset.to_bytes(8, "little")
+
+    def restore(self, state: bytes) -> None:
+        """Continue from a `state`.
+
+        Raises:
+            RuntimeError: when it does not have 16 bytes.
+        """
+        if len(state) != 16:
+            raise RuntimeError(f"a random state has 16 bytes, got {len(state)}")
+        with self._lock:
+            self._seed, self._offset = int.from_bytes(state[:8], "little"), int.from_bytes(state[8:], "little")
+
+    def get_state(self) -> Any:
+        """The state as a uint8 tensor."""
+        return Generator.pack(self.state())
+
+    def set_state(self, new_state: Any) -> Generator:
+        """Continue from the state that `get_state` gave."""
+        self.restore(Generator.unpack(new_state))
+        return self
+
+    def clone_state(self) -> Generator:
+        """Another generator in the same state."""
+        other = Generator(self.device)
+        other.restore(self.state())
+        return other
+
+    def __getstate__(self) -> Any:
+        return (self.device, self.state())
+
+    def __setstate__(self, state: Any) -> None:
+        self.__init__(state[0])  # type: ignore[misc]
+        self.restore(state[1])
+
+
+default_generator = Generator()
+
+
+def manual_seed(seed: int) -> Generator:
+    """Start the default stream of ``seed``; returns the default generator."""
+    return default_generator.manual_seed(seed)
+
+
+def seed() -> int:
+    """Start the default stream of a seed that nobody knows, and return it."""
+    return default_generator.seed()
+
+
+def initial_seed() -> int:
+    """The seed of the default stream."""
+    return default_generator.initial_seed()
