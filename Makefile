@@ -97,7 +97,7 @@ bench: $(STAMP)
 	@$(RUN) -m bench $(BENCH_ARGS)
 
 docs: $(STAMP_DOCS)
-	@$(RUN) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
 	@echo "documentation: site/index.html"
 
 clean:

@@ -12,6 +12,7 @@ from typing import Any
 from cermet import config
 from cermet.compiler.llvm.target import Target
 from cermet.compiler.passes.rewrite import live_order, rewrite
+from cermet.compiler.schedule.epilogue import find_epilogues
 from cermet.compiler.schedule.fuse import Fusion, fuse, is_leaf, source_of
 from cermet.compiler.schedule.hand import Call, hand_calls, loop_calls
 from cermet.compiler.schedule.lower import lower_group
@@ -66,10 +67,17 @@ def build_schedule(outputs: Sequence[Node], target: Target) -> Schedule:
             return row_major(n.meta.shape)
         return None
 
+    epilogues = find_epilogues(fusion, roots, strides_of)
+    inside = {f.producer for f in epilogues.values()}
     calls: list[Call] = []
     for g in fusion.groups:
         evaluated = fusion.evaluated[g]
-        if g.kind == "loop":
+        if g in epilogues:
+            fused = epilogues[g]
+            calls.extend(hand_calls(fused.producer, strides_of, target, fused))  # type: ignore[arg-type]
+        elif g.kind != "loop" and g.nodes[0] in inside:
+            continue
+        elif g.kind == "loop":
             loops = lower_group(g, evaluated, fusion.stored, strides_of)
             if config.verify:
                 _verify(loops)

@@ -6,8 +6,10 @@ import math
 import warnings
 from typing import Any
 
+from cermet import dtypes as dt
 from cermet.frontend.autograd import Mode
 from cermet.ops.public import PUBLIC
+from cermet.ops.random import normal_around, random_gaussian, random_uniform, uniform_between
 
 __all__ = [
     "calculate_gain", "constant_", "dirac_", "eye_", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "orthogonal_", "sparse_",
@@ -51,13 +53,13 @@ def _fill(tensor: Any, value: Any) -> Any:
 def uniform_(tensor: Any, a: float = 0.0, b: float = 1.0, generator: Any = None) -> Any:
     """Values drawn evenly from [a, b)."""
     with Mode(False):
-        return tensor.uniform_(a, b, generator=generator)
+        return tensor._write(uniform_between(tensor, a, b, generator=generator))
 
 
 def normal_(tensor: Any, mean: float = 0.0, std: float = 1.0, generator: Any = None) -> Any:
     """Values drawn from a normal distribution."""
     with Mode(False):
-        return tensor.normal_(mean, std, generator=generator)
+        return tensor._write(normal_around(tensor, mean, std, generator=generator))
 
 
 def trunc_normal_(tensor: Any, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0, generator: Any = None) -> Any:
@@ -66,8 +68,8 @@ def trunc_normal_(tensor: Any, mean: float = 0.0, std: float = 1.0, a: float = -
         warnings.warn("mean is more than 2 std from [a, b] in nn.init.trunc_normal_. The values may be off.", stacklevel=2)
     low, high = [2 * (0.5 + 0.5 * math.erf((x - mean) / (std * math.sqrt(2)))) - 1 for x in (a, b)]
     with Mode(False):
-        tensor.uniform_(low, high, generator=generator)
-        value = _fn("clamp")(_fn("erfinv")(tensor.detach()) * (std * math.sqrt(2.0)) + mean, a, b)
+        even = uniform_between(tensor, low, high, generator=generator)
+        value = _fn("clamp")(_fn("erfinv")(even) * (std * math.sqrt(2.0)) + mean, a, b)
         return tensor._write(value)
 
 
@@ -173,7 +175,7 @@ def orthogonal_(tensor: Any, gain: float = 1, generator: Any = None) -> Any:
     rows = tensor.shape[0]
     cols = tensor.numel() // rows
     with Mode(False):
-        flat = PUBLIC[("", "zeros")].fn((rows, cols)).normal_(0, 1, generator=generator).numpy().astype(np.float64)
+        flat = random_gaussian((rows, cols), dt.float64, generator).numpy()
     q, r = np.linalg.qr(flat.T if rows < cols else flat)
     q = q * np.sign(np.diag(r))
     q = q.T if rows < cols else q
@@ -189,7 +191,7 @@ def sparse_(tensor: Any, sparsity: float, std: float = 0.01, generator: Any = No
     rows, cols = tensor.shape
     zeros = math.ceil(sparsity * rows)
     with Mode(False):
-        order = PUBLIC[("", "zeros")].fn((rows, cols)).uniform_(0, 1, generator=generator).numpy().argsort(0)
+        order = random_uniform((rows, cols), dt.float64, generator).numpy().argsort(0)
         normal_(tensor, 0, std, generator)
         keep = np.ones((rows, cols))
         np.put_along_axis(keep, order[:zeros], 0.0, axis=0)

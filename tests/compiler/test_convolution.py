@@ -83,9 +83,9 @@ def out_extent(size: int, kernel: int, stride: int, padding: int, behind: int, d
 
 
 def make(
-    dtype: dt.DType, n: int, c: int, o: int, size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...] | None = None,
-    padding: tuple[int, ...] | None = None, dilation: tuple[int, ...] | None = None, groups: int = 1, behind: int | None = None,
-    last: tuple[bool, bool, bool] = (True, False, True),
+    dtype: dt.DType, n: int, c: int, o: int, size: tuple[int, ...], kernel: tuple[int, ...],
+    stride: tuple[int, ...] | None = None, padding: tuple[int, ...] | None = None, dilation: tuple[int, ...] | None = None,
+    groups: int = 1, behind: int | None = None, last: tuple[bool, bool, bool] = (True, False, True),
 ) -> tuple[ConvSpec, dict[str, np.ndarray]]:  # fmt: skip
     """A convolution and its operands; ``last`` says which of x, w and y are channels-last."""
     rank = len(size)
@@ -114,7 +114,8 @@ def convolutions(draw: Any) -> tuple[ConvSpec, dict[str, np.ndarray]]:
         o = groups * draw(st.sampled_from([1, 2, 3, 7, 8, 10, 16, 24, 33]))
     most = 9 if rank < 3 else 5
     return make(
-        draw(st.sampled_from([dt.float32] * 4 + [dt.float64, dt.float16, dt.bfloat16])), draw(st.sampled_from([0, 1, 1, 2, 3, 5, 9])), c, o,
+        draw(st.sampled_from([dt.float32] * 4 + [dt.float64, dt.float16, dt.bfloat16])),
+        draw(st.sampled_from([0, 1, 1, 2, 3, 5, 9])), c, o,
         per_dim(1, most), per_dim(1, 4 if rank < 3 else 3), per_dim(1, 3), per_dim(0, 4), per_dim(1, 3), groups,
         draw(st.integers(0, 2)), (draw(st.booleans()), draw(st.booleans()), draw(st.booleans())),
     )  # fmt: skip

@@ -2,8 +2,7 @@
 machine's caches.
 
 Never from the number of threads, so that sums are split alike everywhere. What is decided here and compiled in (tile, ways of
-reading) has few
-values, chosen by coarse classes of shape: a new batch size finds its kernel there already.
+reading) has few values, chosen by coarse classes of shape: a new batch size finds its kernel there already.
 """
 
 from __future__ import annotations

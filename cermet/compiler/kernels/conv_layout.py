@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from cermet.compiler.kernels.irtools import PTR, Index, KernelEmit, Value, acc_type, new_module, widen
-from cermet.compiler.llvm.builder import memory_type, vector
+from cermet.compiler.kernels.irtools import Index, KernelEmit, Value, acc_type, new_module, widen
+from cermet.compiler.llvm.builder import PTR, memory_type, vector
 from cermet.dtypes import DType
 
 __all__ = ["PackWeights", "Relayout"]
@@ -58,7 +58,10 @@ class PackWeights:
                 with k.loop(0, s["zeros"]) as i:
                     k.store(k.zero(self.compute), k.at(to, i, element), self.compute)
 
-            k.choose(k.cmp("eq", block, last), zeros, lambda block=block, to=to: self._block(k, s, block, to))
+            def weights(block: Value = block, to: Value = to) -> None:
+                self._block(k, s, block, to)
+
+            k.choose(k.cmp("eq", block, last), zeros, weights)
         k.done()
         return module
 
@@ -123,7 +126,7 @@ class PackWeights:
 
 @dataclass(frozen=True)
 class Relayout:
-    """A strided copy that converts: ``dst[n, rows..., x, c] = src[n, rows..., x - left, c]``, zero where the source has no such x.
+    """A strided copy that converts: ``dst[n, rows..., x, c] = src[n, rows..., x - left, c]``, zero where that x is not.
 
     One parallel block copies one row (all x and c of one n and one position in the other dimensions). Strides are in elements.
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from cermet.compiler.kernels.irtools import I64, Index, KernelEmit, Value, vector
+from cermet.compiler.kernels.irtools import Index, KernelEmit, Value
+from cermet.compiler.llvm.builder import I64, vector
 
 __all__ = ["Axis", "PixelTable", "backward_axis", "forward_axis", "run_axis"]
 

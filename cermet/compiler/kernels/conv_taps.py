@@ -12,8 +12,8 @@ from typing import Any
 
 from cermet.compiler.kernels.conv_table import PixelTable
 from cermet.compiler.kernels.finish import Epilogue, Finish, Output, _substituted
-from cermet.compiler.kernels.irtools import I64, PTR, Index, KernelEmit, Value, acc_type, new_module
-from cermet.compiler.llvm.builder import BOOL, constant, memory_type
+from cermet.compiler.kernels.irtools import Index, KernelEmit, Value, acc_type, new_module
+from cermet.compiler.llvm.builder import BOOL, I64, PTR, constant, memory_type
 from cermet.compiler.loops.ir import Expr, Param, Var
 from cermet.dtypes import DType
 
@@ -26,7 +26,7 @@ _OWN = ("chunks", "phase_count", "part_blocks", "groups", "blocks", "tiles", "ru
 def with_order(epilogue: Epilogue) -> Epilogue:
     """An epilogue for pixels in either order: its first parameter says whether the batch counts fastest.
 
-    The kernel hands over (pixel // fold, pixel % fold): batch and position where positions count fastest, and the other way round.
+    The kernel hands over (pixel // fold, pixel % fold): batch and position where positions count fastest, else the reverse.
     """
     order = Param("batch_inner", "int")
     high, low = Var("high"), Var("low")
@@ -74,7 +74,8 @@ class TapKernel:
     @property
     def key(self) -> str:
         t = self.tile
-        return f"conv_taps:{self.mixing}:{self.compute.name}:{self.result.name}:{self.rank}d:{t.pixels}x{t.vectors}x{t.lanes}:{self.output.key}"
+        tile = f"{t.pixels}x{t.vectors}x{t.lanes}"
+        return f"conv_taps:{self.mixing}:{self.compute.name}:{self.result.name}:{self.rank}d:{tile}:{self.output.key}"
 
     @property
     def output(self) -> Output:

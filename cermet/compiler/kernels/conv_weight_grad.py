@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cermet.compiler.kernels.conv_table import PixelTable
-from cermet.compiler.kernels.irtools import I64, PTR, Index, KernelEmit, Value, acc_type, new_module
-from cermet.compiler.llvm.builder import memory_type
+from cermet.compiler.kernels.irtools import Index, KernelEmit, Value, acc_type, new_module
+from cermet.compiler.llvm.builder import I64, PTR, memory_type
 from cermet.dtypes import DType
 
 __all__ = ["PIXELS", "SumWeights", "WeightGradKernel"]
@@ -23,8 +23,8 @@ PIXELS = 8
 """Pixels of one entry of the address list."""
 WORDS = 12
 _OWN = (
-    "zeros", "tap_parts", "tap_span", "parts", "part_blocks", "groups", "blocks", "span", "tiles", "run", "row_tiles", "outs", "src_g",
-    "span_bytes", "group_bytes",
+    "zeros", "tap_parts", "tap_span", "parts", "part_blocks", "groups", "blocks", "span", "tiles", "run", "row_tiles", "outs",
+    "src_g", "span_bytes", "group_bytes",
 )  # fmt: skip
 
 

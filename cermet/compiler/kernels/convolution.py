@@ -102,8 +102,8 @@ def plan(
         direction: ``forward`` writes y, ``input_grad`` x, ``weight_grad`` w.
         spec: the convolution; the same in all directions.
         target: the machine.
-        epilogue: for the forward pass: runs for each element of y instead of the store to "y" (which is then not written). Its ``b`` is
-            the batch, ``m`` the position in the image (row-major in one), ``n`` the channel; ``acc`` has y's computing dtype.
+        epilogue: for the forward pass: runs for each element of y instead of the store to "y" (which is then not written). Its
+            ``b`` is the batch, ``m`` the position in the image (row-major), ``n`` the channel; ``acc`` has y's computing dtype.
         epilogue_args: one for each of the epilogue's parameters.
 
     Raises:
@@ -350,6 +350,34 @@ class _Taps(_Maker):
         return packed, Temp(packed.index, elements * self.compute.itemsize)
 
 
+@dataclass(frozen=True)
+class _Product:
+    """The contraction that makes the gradient of the weights: sizes as the kernel counts them."""
+
+    kernel: WeightGradKernel
+    groups: int
+    outs: int
+    reduced: int
+    run: int
+    axes: tuple[Axis, ...]
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of output channels in a group."""
+        return -(-self.outs // self.kernel.channels)
+
+    @property
+    def row_tiles(self) -> int:
+        """Register tiles in a run of input channels."""
+        return -(-self.run // self.kernel.rows)
+
+    @property
+    def elements(self) -> int:
+        """Elements of one set of sums, all groups and taps together."""
+        tile = self.kernel.rows * self.kernel.channels
+        return self.groups * prod(a.taps for a in self.axes) * self.blocks * self.row_tiles * tile
+
+
 class _Weights(_Maker):
     """The gradient of the weights: copies where needed, partial sums, their sum."""
 
@@ -363,7 +391,9 @@ class _Weights(_Maker):
         groups, outs, reduced = (1, s.c, mixing) if mixing else (s.groups, self.og, self.cg)
         run_length = reduced * (s.kernel[-1] if run is not None else 1)
         kernel = self.kernel(run_length, outs, dy.dtype)
-        self.sums(kernel, source, dy, axes, groups, outs, reduced, run_length)
+        p = _Product(kernel, groups, outs, reduced, run_length, tuple(axes))
+        spans, partial = self.sums(p, source, dy)
+        self.add_up(p, partial, spans)
         return Plan(self.launches, self.temps)
 
     def kernel(self, run: int, outs: int, gradient: DType) -> WeightGradKernel:
@@ -379,50 +409,35 @@ class _Weights(_Maker):
         rows, vectors = _cheapest(fitting, costs)
         return WeightGradKernel(self.compute, gradient, self.rank, rows, vectors, self.lanes)
 
-    def sums(
-        self,
-        kernel: WeightGradKernel,
-        source: _Image,
-        dy: _Image,
-        axes: list[Axis],
-        groups: int,
-        outs: int,
-        reduced: int,
-        run: int,
-    ) -> None:
-        """Launch the kernel and the addition of its partial sums."""
-        s, item = self.spec, self.compute.itemsize
-        blocks, row_tiles = -(-outs // kernel.channels), -(-run // kernel.rows)
-        taps = prod(a.taps for a in axes)
-        tap_elements = blocks * row_tiles * kernel.rows * kernel.channels
-        group_elements = taps * tap_elements
-        pixels = s.n * prod(s.out)
-        every = groups * blocks
-        # A chunk's input of one tap and a block of its packed dy should stay in the first-level cache, all of its dy in the second.
-        tiles = max(8, min(32, (16 << 10) // (PIXELS * max(1, run) * item), (8 << 10) // (PIXELS * kernel.channels * item)))
+    def sums(self, p: _Product, source: _Image, dy: _Image) -> tuple[int, Temp]:
+        """Launch the kernel; returns how many partial sums it makes, and where."""
+        s, item, kernel = self.spec, self.compute.itemsize, p.kernel
+        pixels, every = s.n * prod(s.out), p.groups * p.blocks
+        # A chunk's input of one tap and a block of its dy should stay in the first-level cache, all of its dy in the second.
+        tiles = max(8, min(32, (16 << 10) // (PIXELS * p.run * item), (8 << 10) // (PIXELS * kernel.channels * item)))
         part_blocks = min(every, max(1, getattr(self.target, "l2", 1 << 19) // 4 // (tiles * PIXELS * kernel.channels * item)))
         parts = -(-every // part_blocks)
-        spans, span, tap_parts = self.spans(pixels, parts, axes[0].taps, groups * group_elements)
-        tap_span = -(-axes[0].taps // tap_parts)
+        spans, span, tap_parts = self.spans(pixels, parts, p.axes[0].taps, p.elements)
+        partial = self.temp(spans * p.elements)
+        if spans == 0:
+            return spans, partial
+        tap_span = -(-p.axes[0].taps // tap_parts)
         tiles = max(1, min(tiles, -(-span // PIXELS)))
-        partial = self.temp(spans * groups * group_elements)
-        if spans:
-            zeros = max(run, source.channels)
-            args: list[Arg] = [source.at, dy.at, partial, zeros]
-            args += [tap_parts, tap_span, parts, part_blocks, groups, blocks, span, tiles, run, row_tiles, outs, reduced]
-            args += [groups * group_elements * item, group_elements * item]
-            args += PixelTable.arguments(s.n, axes, source.bytes, dy.bytes, [0] * self.rank, len(kernel.params()))
-            args += PixelTable.tail(axes)
-            total = tap_parts * parts * spans
-            grain = 1 + total * (1 << 19) // max(1, 2 * s.macs)
-            self.launch(kernel, args, total, kernel.scratch(tiles, part_blocks, zeros), 2 * s.macs, grain)
-        self.add_up(kernel, partial, groups, outs, reduced, run, blocks, row_tiles, spans, groups * group_elements, axes)
+        zeros = max(p.run, source.channels)
+        args: list[Arg] = [source.at, dy.at, partial, zeros, tap_parts, tap_span, parts, part_blocks, p.groups, p.blocks]
+        args += [span, tiles, p.run, p.row_tiles, p.outs, p.reduced, p.elements * item, p.elements // p.groups * item]
+        args += PixelTable.arguments(s.n, list(p.axes), source.bytes, dy.bytes, [0] * self.rank, len(kernel.params()))
+        args += PixelTable.tail(list(p.axes))
+        total = tap_parts * parts * spans
+        grain = 1 + total * (1 << 19) // max(1, 2 * s.macs)
+        self.launch(kernel, args, total, kernel.scratch(tiles, part_blocks, zeros), 2 * s.macs, grain)
+        return spans, partial
 
     def spans(self, pixels: int, parts: int, taps: int, elements: int) -> tuple[int, int, int]:
         """How many spans the pixels are cut into, pixels of one, and parts of the first dimension's taps.
 
-        All together make enough parallel blocks.
-        Spans share nothing but cost partial sums; parts of the taps pack the same dy again.
+        All together make enough parallel blocks. Spans share nothing but cost partial sums; parts of the taps pack the same dy
+        again.
         """
         if pixels == 0:
             return 0, 0, 1
@@ -432,32 +447,16 @@ class _Weights(_Maker):
         count = -(-pixels // span)
         return count, span, max(1, min(taps, -(-16 // (parts * count))))
 
-    def add_up(
-        self, kernel: WeightGradKernel, partial: Temp, groups: int, outs: int, reduced: int, run: int, blocks: int, row_tiles: int, spans: int,
-        elements: int, axes: list[Axis],
-    ) -> None:  # fmt: skip
-        s = self.spec
+    def add_up(self, p: _Product, partial: Temp, spans: int) -> None:
+        """Launch the addition of the partial sums."""
+        s, kernel = self.spec, p.kernel
         so, sc, *taps = s.w_strides
         add = SumWeights(self.compute, s.dtype, self.rank, kernel.rows, kernel.vectors, kernel.lanes)
-        span = max(1, min(reduced, 16))
-        parts = -(-reduced // span)
-        args: list[Arg] = [
-            partial,
-            Operand("w"),
-            blocks,
-            outs,
-            reduced,
-            parts,
-            span,
-            row_tiles,
-            run,
-            spans,
-            elements,
-            outs * so,
-            so,
-            sc,
-        ]
-        for axis, stride in zip(axes, taps, strict=True):
+        span = min(p.reduced, 16)
+        parts = -(-p.reduced // span)
+        args: list[Arg] = [partial, Operand("w"), p.blocks, p.outs, p.reduced, parts, span, p.row_tiles, p.run, spans, p.elements]
+        args += [p.outs * so, so, sc]
+        for axis, stride in zip(p.axes, taps, strict=True):
             args += [axis.taps, stride]
-        args += [run // max(1, reduced), taps[-1]]
-        self.launch(add, args, groups * blocks * parts)
+        args += [p.run // p.reduced, taps[-1]]
+        self.launch(add, args, p.groups * p.blocks * parts)

@@ -76,7 +76,7 @@ def tile_fma(
 
     def product(accs: list[Value], at: Sequence[Value], step: int) -> list[Value]:
         b = [load_b(at, j, step) for j in range(tile.nv)]
-        out = []
+        out: list[Value] = []
         for i in range(tile.mr):
             a = em.broadcast(load_a(at, i, step), tile.lanes)
             out.extend(em.mul_add(a, b[j], accs[i * tile.nv + j]) for j in range(tile.nv))

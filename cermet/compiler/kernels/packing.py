@@ -1,10 +1,9 @@
 """Packing: a strided operand becomes panels that the register tile reads with unit stride.
 
 A panel holds ``width`` rows of A (or columns of B) interleaved: for each k the ``width`` values next to each other. Both
-operands look
-alike from here: an outer index ``p`` (row of A, column of B) and the summed index ``k``, each with its stride. Transposing and
-casting happen on the way and cost next to nothing. Where a panel reaches over the operand's edge, its last column is repeated:
-a finite filler is not needed, because what a tile computes there is never stored.
+operands look alike from here: an outer index ``p`` (row of A, column of B) and the summed index ``k``, each with its stride.
+Transposing and casting happen on the way and cost next to nothing. Where a panel reaches over the operand's edge it is filled
+with zeros or its last column again: with what is at hand, because what a tile computes there is never stored.
 """
 
 from __future__ import annotations

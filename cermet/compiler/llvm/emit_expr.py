@@ -41,23 +41,33 @@ class Node:
 class Val:
     """A value in the code: see the module's text for uniform, linear and varying."""
 
-    __slots__ = ("base", "deps", "scope", "step", "vectors")
+    __slots__ = ("base", "deps", "name", "scope", "step", "step_scope", "uniform", "vectors")
 
-    def __init__(self, base: Any, step: Any = 0, scope: int = 0, deps: int = 0) -> None:
+    def __init__(self, base: Any, step: Any = 0, scope: int = 0, deps: int = 0, step_scope: int = 0) -> None:
         self.base = base  # a Line, or an int where an int64 is known; None where varying
         self.step = step  # 0 where uniform; an int or Line where linear; None where varying
         self.scope = scope
+        self.step_scope = step_scope  # where the step is available, which may be further out
         self.deps = deps  # bits of the registers and written buffers that it was computed from
         self.vectors: dict[int, Any] = {}  # by number of lanes
+        self.uniform = step.__class__ is int and step == 0
+        # What tells values apart: SSA names do, and constants are their own.
+        name = base if base.__class__ is int or base is None else base.get_reference()
+        self.name: Any = name if self.uniform else (name, step if step.__class__ is int or step is None else step.get_reference())
 
-    @property
-    def uniform(self) -> bool:
-        return self.step.__class__ is int and self.step == 0
+    def with_deps(self, deps: int) -> Val:
+        """The same value, come by from other registers and buffers."""
+        if deps == self.deps:
+            return self
+        made = Val(self.base, self.step, self.scope, deps, self.step_scope)
+        made.vectors, made.name = self.vectors, self.name
+        return made
 
 
 def varying(value: Any, lanes: int, scope: int, deps: int) -> Val:
     made = Val(None, None, scope, deps)
     made.vectors[lanes] = value
+    made.name = value.get_reference()
     return made
 
 
@@ -145,10 +155,10 @@ class Expressions:
         for key in self.scopes.pop().keys:
             self.memo.pop(key, None)
 
-    def remember(self, key: Any, value: Val) -> Val:
+    def remember(self, key: Any, value: Val, deps: int) -> Val:
+        """Keep a value under ``key`` until its scope ends or one of ``deps`` changes."""
         self.memo[key] = value
         self.scopes[value.scope].keys.append(key)
-        deps = value.deps
         while deps:
             bit = deps & -deps
             deps ^= bit
@@ -206,7 +216,8 @@ class Expressions:
                 stack.extend(waiting)
                 continue
             stack.pop()
-            self.remember(number, self._emit(node, [memo[a] for a in node.args]))
+            made = self._emit(node, [memo[a] for a in node.args])
+            self.remember(number, made, made.deps)
         return memo[root]
 
     def vector_of(self, value: Val, lanes: int, element: ir.Type) -> Any:
@@ -243,13 +254,27 @@ class Expressions:
             return self.vars[node.attr]
         if op == "reg":
             return self._read(node)
-        if op == "load":
-            return self.load(node, args)
         scope = 0
         deps = 0
         for a in args:
             scope = max(scope, a.scope)
             deps |= a.deps
+        # Different expressions of equal values (an unrolled loop's copies are full of them) are computed once.
+        key = (op, node.attr, node.dtype.code, node.of.code, *[a.name for a in args])
+        found = self.memo.get(key)
+        if op == "load":
+            if not node.attr.readonly or node.attr.kind == "scratch":
+                written = self.bit_of(node.attr)
+                made = self.load(node, args, scope, deps | written) if found is None else found.with_deps(deps | written)
+                return self.remember(key, made, written) if found is None else made
+            made = self.load(node, args, scope, deps) if found is None else found.with_deps(deps)
+            return self.remember(key, made, 0) if found is None else made
+        if found is not None:
+            return found.with_deps(deps)
+        return self.remember(key, self._compute(node, args, scope, deps), 0)
+
+    def _compute(self, node: Node, args: list[Val], scope: int, deps: int) -> Val:
+        op = node.op
         if node.dtype is dt.int64 and op in ("add", "sub", "mul", "neg"):
             made = self._linear(op, args, scope, deps)
             if made is not None:
@@ -258,7 +283,8 @@ class Expressions:
             return self._philox(node, args, scope, deps)
         return self._operate(node, args, scope, deps)
 
-    def load(self, node: Node, args: list[Val]) -> Val:
+    def load(self, node: Node, args: list[Val], least: int, deps: int) -> Val:
+        """The element at an offset, read no further out than the scope ``least``."""
         raise NotImplementedError
 
     def _operate(self, node: Node, args: list[Val], scope: int, deps: int) -> Val:
@@ -288,15 +314,14 @@ class Expressions:
         return Val(value, 0, scope, deps)
 
     def _philox(self, node: Node, args: list[Val], scope: int, deps: int) -> Val:
-        key = ("philox", *node.args)
-        found = self.memo.get((*key, node.attr))
-        if found is not None:
-            return found
-        lanes = 1 if all(a.uniform for a in args) else self.lanes
-        words = emit_ops.philox(self.at(scope, lanes), *[self.vector_of(a, lanes, I64) for a in args])
-        for k, word in enumerate(words):
-            self.remember((*key, k), Val(word, 0, scope, deps) if lanes == 1 else varying(word, lanes, scope, deps))
-        return self.memo[(*key, node.attr)]
+        key = ("philox", *[a.name for a in args])
+        if (*key, node.attr) not in self.memo:
+            lanes = 1 if all(a.uniform for a in args) else self.lanes
+            words = emit_ops.philox(self.at(scope, lanes), *[self.vector_of(a, lanes, I64) for a in args])
+            for k, word in enumerate(words):
+                made = Val(word, 0, scope, deps) if lanes == 1 else varying(word, lanes, scope, deps)
+                self.remember((*key, k), made, 0)
+        return self.memo[(*key, node.attr)].with_deps(deps)
 
     # -- linear integers -------------------------------------------------------------------------------------------
 
@@ -306,15 +331,17 @@ class Expressions:
         if x.base is None or args[-1].base is None:
             return None
         if op == "neg":
-            return Val(self._int("sub", 0, x.base, scope), self._int("sub", 0, x.step, scope), scope, deps)
+            return Val(self._int("sub", 0, x.base, scope), self._int("sub", 0, x.step, x.step_scope), scope, deps, x.step_scope)
         y = args[1]
         if op == "mul":
             if not y.uniform:
                 x, y = y, x
             if not y.uniform:
                 return None
-            return Val(self._int("mul", x.base, y.base, scope), self._int("mul", x.step, y.base, scope), scope, deps)
-        return Val(self._int(op, x.base, y.base, scope), self._int(op, x.step, y.step, scope), scope, deps)
+            outer = 0 if x.uniform else max(x.step_scope, y.scope)
+            return Val(self._int("mul", x.base, y.base, scope), self._int("mul", x.step, y.base, outer), scope, deps, outer)
+        outer = max(x.step_scope, y.step_scope)
+        return Val(self._int(op, x.base, y.base, scope), self._int(op, x.step, y.step, outer), scope, deps, outer)
 
     def _int(self, op: str, x: Any, y: Any, scope: int) -> Any:
         """Scalar int64 arithmetic that folds what is known."""

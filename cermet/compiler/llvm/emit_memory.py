@@ -52,25 +52,36 @@ class Memory(Expressions):
 
     # -- loads -----------------------------------------------------------------------------------------------------
 
-    def load(self, node: Node, args: list[Val]) -> Val:
+    def load(self, node: Node, args: list[Val], least: int, deps: int) -> Val:
         buffer: Param = node.attr
         offset, mask = args[0], args[1] if len(args) > 1 else None
-        deps, least = offset.deps, offset.scope
-        if mask is not None:
-            deps |= mask.deps
-            least = max(least, mask.scope)
         if not buffer.readonly or buffer.kind == "scratch":
             least = max(least, self.scope_of_change(buffer))
-            deps |= self.bit_of(buffer)
-        scope = self.scope_of_access(least)
         if offset.uniform and (mask is None or mask.uniform):
+            scope = self.scope_of_access(least)
             b = self.at(scope)
             chosen = None if mask is None else self.scalar_of(mask, BOOL)
             raw = self._read_scalar(b, buffer, self._address(b, buffer, offset.base, mask is None), chosen)
             return Val(emit_ops.from_memory(b, raw, buffer.dtype), 0, scope, deps)
+        mask = self._in_tail(mask)
+        scope = self.scope_of_access(least if mask is None else max(least, mask.scope))
         b = self.at(scope, self.lanes)
         raw = self._read_lanes(b, scope, buffer, offset, mask)
         return varying(emit_ops.from_memory(b, raw, buffer.dtype), self.lanes, scope, deps)
+
+    def _in_tail(self, mask: Val | None) -> Val | None:
+        """``mask``, and only lanes whose iterations exist."""
+        tail = self.tail
+        if tail is None or mask is None:
+            return mask if tail is None else tail
+        key = ("tail", mask.name, tail.name)
+        found = self.memo.get(key)
+        if found is None:
+            scope = max(mask.scope, tail.scope)
+            bits = self.vector_of(mask, self.lanes, BOOL), self.vector_of(tail, self.lanes, BOOL)
+            found = varying(self.at(scope, self.lanes).and_(*bits), self.lanes, scope, 0)
+            self.remember(key, found, 0)
+        return found
 
     def _read_lanes(self, b: LaneBuilder, scope: int, buffer: Param, offset: Val, mask: Val | None) -> Any:
         size = buffer.dtype.itemsize
@@ -119,24 +130,35 @@ class Memory(Expressions):
     def _gather(self, b: LaneBuilder, buffer: Param, offset: Val, mask: Val | None) -> Any:
         """Lane by lane: on the CPUs at hand no slower than the gather instructions, and it works for every element size."""
         element = memory_type(buffer.dtype)
-        base = self.params[buffer].base.get_reference()
         bits = None if mask is None else self.scalar_of(mask, BOOL) if mask.uniform else self.vector_of(mask, b.lanes, BOOL)
-        linear = offset.base is not None
-        offsets = None if linear else self.vector_of(offset, b.lanes, I64)
         parts = []
-        where: Any = scalar_line(offset.base) if linear else None
-        step = scalar_line(offset.step) if linear else None
-        for k in range(b.lanes):
-            if linear:
-                if k:
-                    where = b.add(where, step)
-                index = where
-            else:
-                index = b.extract(offsets, k)
-            here = b.line(PTR, f"getelementptr {element}, ptr {base}, i64 {index.get_reference()}")
+        for k, here in enumerate(self._lane_addresses(b, buffer, offset)):
             bit = bits if bits is None or bits.type == BOOL else b.extract(bits, k)
             parts.append(self._read_scalar(b, buffer, here, bit))
         return self._assemble(b, b.vec(element), parts)
+
+    def _lane_addresses(self, b: LaneBuilder, buffer: Param, offset: Val) -> list[Line]:
+        """The address of each lane's element."""
+        element = memory_type(buffer.dtype)
+        if offset.base is None:
+            base, offsets = self.params[buffer].base.get_reference(), self.vector_of(offset, b.lanes, I64)
+            indices = [b.extract(offsets, k) for k in range(b.lanes)]
+        else:
+            base = self._address(b, buffer, offset.base, False).get_reference()
+            # Multiples of the step belong to no iteration: they are made where the step is.
+            indices = [scalar_line(self._multiple(offset, k)) for k in range(b.lanes)]
+        return [b.line(PTR, f"getelementptr {element}, ptr {base}, i64 {index.get_reference()}") for index in indices]
+
+    def _multiple(self, offset: Val, k: int) -> Any:
+        step = offset.step
+        if step.__class__ is int:
+            return step * k
+        key = ("multiple", step.get_reference(), k)
+        found = self.memo.get(key)
+        if found is None:
+            found = Val(self._int("mul", step, k, offset.step_scope), 0, offset.step_scope)
+            self.remember(key, found, 0)
+        return found.base
 
     def _assemble(self, b: LaneBuilder, full: ir.Type, parts: list[Line]) -> Any:
         made: Any = b.poison(full)
@@ -172,6 +194,7 @@ class Memory(Expressions):
         if mask is not None and mask.uniform:
             self._if(mask, lambda: self._write(buffer, offset, value, None))
             return
+        mask = self._in_tail(mask)
         b = self.at(self.top, self.lanes)
         raw = emit_ops.to_memory(b, self.vector_of(value, self.lanes, llvm_type(buffer.dtype)), buffer.dtype)
         size = buffer.dtype.itemsize
@@ -198,12 +221,11 @@ class Memory(Expressions):
         """Lane by lane in order, so that of several lanes that write one element the last wins, as in a serial loop."""
         element, size = memory_type(buffer.dtype), buffer.dtype.itemsize
         base = self.params[buffer].base.get_reference()
-        offsets = self.vector_of(offset, b.lanes, I64)
         if mask is None:
-            for k in range(b.lanes):
-                here = b.line(PTR, f"getelementptr {element}, ptr {base}, i64 {b.extract(offsets, k).get_reference()}")
+            for k, here in enumerate(self._lane_addresses(b, buffer, offset)):
                 self._write_scalar(b, buffer, here, b.extract(raw, k))
             return
+        offsets = self.vector_of(offset, b.lanes, I64)
         bits = self.vector_of(mask, b.lanes, BOOL)
         pointers = vector(PTR, b.lanes)
         where = b.line(pointers, f"getelementptr {element}, ptr {base}, {offsets.type} {offsets.get_reference()}")

@@ -190,8 +190,9 @@ def _obtain(request: Request) -> Code:
     done = time.perf_counter()
     _count("compiled", built - start, done - built)
     if "compile" in config.log:
+        label = request.key.partition("|")[0]
         took = (built - start) * 1e3, (done - built) * 1e3
-        print(f"cermet: compiled {request.key.partition("|")[0]}: {took[0]:.1f} ms building, {took[1]:.1f} ms in LLVM", file=sys.stderr)
+        print(f"cermet: compiled {label}: {took[0]:.1f} ms building, {took[1]:.1f} ms in LLVM", file=sys.stderr)
     if disk is not None:
         disk.put(name, body)
     return code

@@ -18,9 +18,11 @@ from cermet.compiler.llvm.target import Target
 from cermet.compiler.loops import ir
 from cermet.compiler.loops.build import builder
 from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, Param, Reduce, Register, Store, Var
+from cermet.compiler.schedule.epilogue import Fused
 from cermet.compiler.schedule.fuse import source_of
 from cermet.compiler.schedule.lower import LoopCall, identity_of
 from cermet.compiler.schedule.operand import strided
+from cermet.compiler.schedule.tree import row_major
 from cermet.graph.node import Node
 
 __all__ = ["Call", "TempSpace", "hand_calls", "loop_calls"]
@@ -74,13 +76,13 @@ def loop_calls(calls: list[LoopCall], nodes: list[Node], target: Target) -> list
     return out
 
 
-def hand_calls(node: Node, strides_of: StridesOf, target: Target) -> list[Call]:
-    """The launches of a group that consists of one node."""
+def hand_calls(node: Node, strides_of: StridesOf, target: Target, fused: Fused | None = None) -> list[Call]:
+    """The launches of a group that consists of one node, with the epilogue that replaces its store."""
     kind = node.call.op.kind
     if kind == "contraction":
-        return _contraction(node, strides_of, target)
+        return _contraction(node, strides_of, target, fused)
     if kind == "convolution":
-        return _convolution(node, strides_of, target)
+        return _convolution(node, strides_of, target, fused)
     if kind == "scan":
         return _scan(node, strides_of, target)
     if kind == "scatter":
@@ -97,36 +99,54 @@ def _operand(x: Node, strides_of: StridesOf) -> tuple[Node, int, tuple[int, ...]
     return source, offset * source.meta.dtype.itemsize, strides
 
 
-def _from_plan(plan: Plan, operands: dict[str, tuple[Node, int]], node: Node) -> list[Call]:
+def _from_plan(plan: Plan, operands: dict[str, tuple[Any, ...]], node: Node, name: str = "") -> list[Call]:
+    """Launches with operands bound by name; a result that an epilogue replaces is bound to nothing."""
     spaces = [TempSpace(n) for n in plan.temps]
     out = []
     for launch in plan.launches:
         args: list[tuple[Any, ...]] = []
         for a in launch.args:
             if isinstance(a, Operand):
-                source, offset = operands[a.name]
-                args.append(("node", source, offset + a.byte_offset))
+                bound = operands.get(a.name, ("int", 0))
+                args.append(("node", bound[1], bound[2] + a.byte_offset) if bound[0] == "node" else bound)
             elif isinstance(a, Temp):
                 args.append(("temp", spaces[a.index], a.byte_offset))
             else:
                 args.append(("int", a))
         if launch.blocks:
             request = Request(launch.key, launch.build, launch.entry)
-            out.append(Call(request, args, launch.blocks, launch.grain, launch.scratch, node.call.op.name, launch.flops, [node]))
+            label = name or node.call.op.name
+            out.append(Call(request, args, launch.blocks, launch.grain, launch.scratch, label, launch.flops, [node]))
     return out
 
 
-def _contraction(node: Node, strides_of: StridesOf, target: Target) -> list[Call]:
+def _with_epilogue(fused: Fused | None, operands: dict[str, tuple[Any, ...]], node: Node) -> tuple[Any, list[Operand], str]:
+    """(epilogue, its arguments, a name for the launches); binds what the epilogue reads and writes, or the plain result."""
+    if fused is None:
+        operands["result"] = ("node", node, 0)
+        return None, [], ""
+    args = []
+    for k, (kind, value) in enumerate(fused.bindings):
+        operands[f"e{k}"] = ("node", value, 0) if kind == "node" else (kind, value)
+        args.append(Operand(f"e{k}"))
+    return fused.epilogue, args, node.call.op.name + "+epilogue"
+
+
+def _contraction(node: Node, strides_of: StridesOf, target: Target, fused: Fused | None) -> list[Call]:
     a, b = node.inputs
     sa, oa, ta = _operand(a, strides_of)
     sb, ob, tb = _operand(b, strides_of)
-    d = node.meta.dtype
     shape = node.meta.shape
-    batch, ta, tb, to = _merge_batch(shape[:-2], ta, tb, strides_of(node))
+    operands: dict[str, tuple[Any, ...]] = {"a": ("node", sa, oa), "b": ("node", sb, ob)}
+    epilogue, args, name = _with_epilogue(fused, operands, node)
+    to = row_major(shape) if fused is not None else strides_of(node)
+    batch, ta, tb, to = _merge_batch(shape[:-2], ta, tb, to)
     spec = contraction.ContractionSpec(
-        a.meta.dtype, b.meta.dtype, d, shape[-2], shape[-1], a.meta.shape[-1], batch, ta, tb, to
+        a.meta.dtype, b.meta.dtype, node.meta.dtype, shape[-2], shape[-1], a.meta.shape[-1], batch, ta, tb, to
     )
-    return _from_plan(contraction.plan(spec, target), {"a": (sa, oa), "b": (sb, ob), "out": (node, 0)}, node)
+    if fused is None:
+        operands["out"] = operands["result"]
+    return _from_plan(contraction.plan(spec, target, epilogue, args), operands, node, name)
 
 
 def _merge_batch(batch: tuple[int, ...], *strides: tuple[int, ...]) -> tuple[Any, ...]:
@@ -147,25 +167,29 @@ def _merge_batch(batch: tuple[int, ...], *strides: tuple[int, ...]) -> tuple[Any
     return (tuple(dims), *[(*s, *t[-2:]) for s, t in zip(kept, strides, strict=True)])
 
 
-def _convolution(node: Node, strides_of: StridesOf, target: Target) -> list[Call]:
-    first, second = node.inputs
+def _convolution(node: Node, strides_of: StridesOf, target: Target, fused: Fused | None) -> list[Call]:
     direction, stride, padding, dilation, groups, _ = node.call.attrs
-    parts: dict[str, tuple[Node, int]] = {}
+    operands: dict[str, tuple[Any, ...]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     strides: dict[str, tuple[int, ...]] = {}
     roles = {"forward": "xwy", "input_grad": "ywx", "weight_grad": "yxw"}[direction]
-    for role, x in zip(roles, (first, second), strict=False):
+    for role, x in zip(roles, node.inputs, strict=False):
         source, offset, strides[role] = _operand(x, strides_of)
-        parts[role] = (source, offset)
+        operands[role] = ("node", source, offset)
         shapes[role] = x.meta.shape
     out = roles[2]
-    parts[out], shapes[out], strides[out] = (node, 0), node.meta.shape, strides_of(node)
+    epilogue, args, name = _with_epilogue(fused, operands, node)
+    shapes[out] = node.meta.shape
+    if fused is None:
+        operands[out], strides[out] = operands["result"], strides_of(node)
+    else:
+        strides[out] = convolution.channels_last(shapes["y"][0], shapes["y"][1], shapes["y"][2:])
     x, w, y = shapes["x"], shapes["w"], shapes["y"]
     spec = convolution.ConvSpec(
         node.meta.dtype, x[0], x[1], w[0], x[2:], w[2:], y[2:], tuple(stride), tuple(padding), tuple(dilation), groups,
         strides["x"], strides["w"], strides["y"],
     )  # fmt: skip
-    return _from_plan(convolution.plan(direction, spec, target), parts, node)
+    return _from_plan(convolution.plan(direction, spec, target, epilogue, args), operands, node, name or f"conv {direction}")
 
 
 # ----------------------------------------------------------------------------------------------------- loop IR by hand
@@ -380,4 +404,4 @@ def _sort(node: Node, strides_of: StridesOf, target: Target) -> list[Call]:
     spec = sort.SortSpec(
         x.meta.dtype, x.meta.shape, strides, strides_of(node), node.call.attr("dim"), node.call.attr("descending")
     )
-    return _from_plan(sort.plan(spec, target), {"x": (source, offset), "out": (node, 0)}, node)
+    return _from_plan(sort.plan(spec, target), {"x": ("node", source, offset), "out": ("node", node, 0)}, node)

@@ -1,0 +1,183 @@
+"""Epilogues: a loop group that only maps the result of one product or convolution runs inside that kernel, on sums still in cache.
+
+Decides where that is possible and writes the statements. Knows groups, trees and the kernel families' epilogue record.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cermet import dtypes as dt
+from cermet.compiler.kernels.contraction import Epilogue
+from cermet.compiler.loops import ir
+from cermet.compiler.loops.ir import Define, Expr, For, Kernel, Register, Store, Var
+from cermet.compiler.loops.text import fingerprint
+from cermet.compiler.schedule.domain import Axes, Class, atoms_of, merge, rigid_dims
+from cermet.compiler.schedule.fuse import Fusion, Group, is_leaf, source_of
+from cermet.compiler.schedule.index import Dim, Idx, NeedSplit, delinearize, linearize
+from cermet.compiler.schedule.tree import Tree, Trees
+from cermet.compiler.schedule.writer import Binding, Env, Writer, rounded
+from cermet.graph.node import Node
+
+__all__ = ["Fused", "find_epilogues"]
+
+
+@dataclass
+class Fused:
+    """A loop group that runs as the epilogue of ``producer``; ``bindings`` are those of the epilogue's parameters."""
+
+    producer: Node
+    epilogue: Epilogue
+    bindings: list[Binding]
+
+
+class _Unfit(Exception):
+    pass
+
+
+def find_epilogues(
+    fusion: Fusion, outputs: Sequence[Node], strides_of: Callable[[Node], tuple[int, ...] | None]
+) -> dict[Group, Fused]:
+    """Loop groups that can be epilogues, with their statements. A producer needs no memory then."""
+    readers: dict[Node, set[Group]] = {}
+    for g in fusion.groups:
+        for n in fusion.evaluated[g]:
+            for x in (n, *n.inputs) if n.call.op.kind == "movement" else n.inputs:
+                s = source_of(x)
+                if not is_leaf(s):
+                    readers.setdefault(s, set()).add(g)
+    wanted = set(outputs)
+    out: dict[Group, Fused] = {}
+    for g in fusion.groups:
+        if g.kind != "loop" or any(n.call.op.kind not in ("elementwise", "movement") for n in fusion.evaluated[g]):
+            continue
+        candidates = [
+            n for n, users in readers.items()
+            if users == {g} and n not in wanted and n.meta.numel == math.prod(g.domain) and _takes_epilogue(n)
+        ]  # fmt: skip
+        for n in sorted(candidates, key=_flops, reverse=True):
+            try:
+                out[g] = _write(g, fusion, n, strides_of)
+                break
+            except (_Unfit, NeedSplit):
+                continue
+    return out
+
+
+def _takes_epilogue(n: Node) -> bool:
+    kind = n.call.op.kind
+    if n.meta.dtype.kind != "f" or n.meta.numel == 0:
+        return False
+    return (kind == "contraction" and n.inputs[0].meta.shape[-1] > 0) or (
+        kind == "convolution" and n.call.attr("direction") == "forward"
+    )
+
+
+def _flops(n: Node) -> int:
+    if n.call.op.kind == "contraction":
+        return n.meta.numel * n.inputs[0].meta.shape[-1]
+    return n.meta.numel * math.prod(n.inputs[1].meta.shape[1:])
+
+
+class _AccTrees(Trees):
+    """Trees in which the producer's value, read at its own index, is the accumulator."""
+
+    def __init__(self, strides_of: Any, producer: Node, index: tuple[Idx, ...]) -> None:
+        super().__init__(strides_of, set(), True)
+        self.producer = producer
+        self.own_index = index
+
+    def _make(self, node: Node, index: tuple[Idx, ...], mask: Any, top: bool) -> Tree:
+        if node is self.producer:
+            if index != self.own_index or mask:
+                raise _Unfit
+            return Tree("acc", node)
+        return super()._make(node, index, mask, top)
+
+
+class _AccWriter(Writer):
+    """A writer that knows the accumulator."""
+
+    def __init__(self, class_of: dict[Dim, Class], acc: Expr) -> None:
+        super().__init__(class_of)
+        self.acc = acc
+
+    def _write(self, tree: Tree, env: Env) -> Expr:
+        return self.acc if tree.kind == "acc" else super()._write(tree, env)
+
+
+def _write(g: Group, fusion: Fusion, n: Node, strides_of: Any) -> Fused:
+    axes = Axes(n.meta.shape)
+    index = axes.index()
+    own = fusion.evaluated[g]
+    trees = _AccTrees(lambda m: None if m in own or m is n else strides_of(m), n, index)
+    roots = []
+    for root in [m for m in g.nodes if m in own and m in fusion.stored]:
+        shape = root.meta.shape
+        at = index if shape == n.meta.shape else delinearize(linearize(index, n.meta.shape), shape)
+        offset = Idx(0)
+        for i, s in zip(at, strides_of(root), strict=True):
+            offset = offset.plus(i.times(s))
+        roots.append((root, trees.tree(root, at, top=True), offset))
+    if trees.dynamics or not any(t.kind == "acc" for t in trees.memo.values()):
+        raise _Unfit
+    offsets = [t.offset for t in trees.loads()] + [r[2] for r in roots]
+    rigid = rigid_dims([*trees.rigid(), *atoms_of(offsets)])
+    acc = Register("acc", n.meta.dtype.compute)
+    b, m, v = Var("b"), Var("m"), Var("n")
+    body: list[Any] = []
+    classes, values, decode = _classes(n, axes, offsets, rigid, b, m, v)
+    writer = _AccWriter({d: c for c in classes for d in c.dims}, rounded(acc.expr, n.meta.dtype, False))
+    env = Env(values, body)
+    for cls, position, divisors, extent in decode:
+        value = position
+        for e in divisors:
+            value = Expr("tdiv", (value, writer.integer(e)), dt.int64)
+        env.values[cls] = value if extent is None else Expr("trem", (value, writer.integer(extent)), dt.int64)
+    for root, tree, offset in roots:
+        value = writer.write(tree, env)
+        body.append(Store(writer.buffer(root, True), writer.position(offset, env), value))
+    key = fingerprint(_as_kernel(writer, acc, b, m, v, body))
+    return Fused(n, Epilogue(writer.params, acc, b, m, v, body, key), writer.bindings)
+
+
+def _as_kernel(writer: Writer, acc: Register, b: Var, m: Var, v: Var, body: list[Any]) -> Kernel:
+    one = ir.const(1)
+    inner = For(v, one, [Define(acc, ir.const(0.0, acc.dtype)), *body], "vector")
+    return Kernel("epilogue", writer.params, [For(b, one, [For(m, one, [inner])])])
+
+
+def _classes(n: Node, axes: Axes, offsets: list[Idx], rigid: set[Dim], b: Var, m: Var, v: Var) -> Any:
+    """Loop classes of the producer's dims, the values of those that are plain, and how to get the others from ``b`` and ``m``:
+    (class, position, divisors, extent or None)."""
+    rows = [row[0] for row in axes.dims]
+    if n.call.op.kind == "contraction":
+        *batch, row, column = rows
+    else:
+        image, column, high, wide = rows
+        batch, row = [image], None
+    values: dict[Class, Expr] = {}
+    classes = []
+    decode: list[Any] = []
+    if row is None:
+        pixels = merge([d for d in (high, wide) if d.extent != 1], offsets, rigid)
+        _spread(pixels, m.expr, classes, decode)
+    else:
+        classes.append(Class([row]))
+        values[classes[-1]] = m.expr
+    classes.append(Class([column]))
+    values[classes[-1]] = v.expr
+    _spread([Class([d]) for d in batch if d.extent != 1], b.expr, classes, decode)
+    return classes, values, decode
+
+
+def _spread(parts: list[Class], position: Expr, classes: list[Class], decode: list[Any]) -> None:
+    """Take a flat position apart into the classes, outer first."""
+    divisors: list[int] = []
+    for k in range(len(parts) - 1, -1, -1):
+        classes.append(parts[k])
+        decode.append((parts[k], position, list(divisors), None if k == 0 else parts[k].extent))
+        divisors.append(parts[k].extent)
