@@ -16,7 +16,7 @@ from cermet.frontend.core import TensorBase, apply, new_tensor, node_of, view
 from cermet.ops import movement
 from cermet.ops.define import hooks
 from cermet.ops.public import public
-from cermet.ops.support import cast
+from cermet.ops.support import cast, result_dtype
 
 __all__ = ["is_contiguous", "layout_of", "reshaped", "strides_of"]
 
@@ -330,6 +330,24 @@ def new_tensor_method(self: Any, data: Any, *, dtype: Any = None, device: Any = 
     out = core.hooks.to_tensor(data, dtype=dtype or self.dtype, like=None)
     out = new_tensor(node_of(out))
     return out.requires_grad_() if requires_grad else out
+
+
+@public(method=False)
+def is_tensor(obj: Any) -> bool:
+    """Whether ``obj`` is a tensor."""
+    return isinstance(obj, TensorBase)
+
+
+@public(method=False)
+def is_floating_point(input: Any) -> bool:
+    """Whether a tensor's dtype is floating."""
+    return node_of(input).meta.dtype.kind == "f"
+
+
+@public(method=False)
+def result_type(tensor1: Any, tensor2: Any) -> dt.DType:
+    """The dtype of an operation on two tensors or numbers."""
+    return result_dtype(tensor1, tensor2)
 
 
 METHODS: dict[str, Any] = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from cermet import dtypes as dt
 from cermet.devices import Device
-from cermet.frontend import core, layout
+from cermet.frontend import core, layout, writing
 from cermet.frontend.autograd import backward
 from cermet.frontend.core import TensorBase, apply, check_writable, fn_of, new_tensor, node_of, write
 from cermet.frontend.gradients import Accumulate, GradFn, Pick, add_hook
@@ -385,7 +385,7 @@ def _rebuild(cls: Any, array: Any, dtype: Any, requires_grad: bool) -> Any:
     return out
 
 
-for _name, _method in layout.METHODS.items():
+for _name, _method in (layout.METHODS | writing.METHODS).items():
     setattr(Tensor, _name, _method)
 core.tensor_type = Tensor
 core.evaluate_hook[0] = ev.evaluate

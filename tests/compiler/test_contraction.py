@@ -144,7 +144,7 @@ def test_halves_are_rounded_once(dtype: dt.DType) -> None:
 
 @pytest.mark.parametrize("shape", [(64, 64, 20000), (10, 17, 20003), (300, 40, 17000), (2, 20, 30, 40000)], ids=str)
 def test_long_sums_are_split(shape: tuple[int, ...]) -> None:
-    for orders in ((None, None, None), (transposed(len(shape)), None, transposed(len(shape)))):
+    for orders in ((None, None, None), (transposed(len(shape) - 1), None, transposed(len(shape) - 1))):
         check(shape, dt.float32, orders=orders)
 
 

@@ -92,6 +92,7 @@ class Expressions:
         self.target = target
         self.scopes: list[Scope] = []
         self.lanes = 1  # of the vector loop being written
+        self.tail: Val | None = None  # which lanes have an iteration, where not all have
         self.nodes: list[Node] = []
         self._ids: dict[int, int] = {}
         self._structure: dict[tuple[Any, ...], int] = {}
@@ -263,15 +264,14 @@ class Expressions:
         key = (op, node.attr, node.dtype.code, node.of.code, *[a.name for a in args])
         found = self.memo.get(key)
         if op == "load":
-            if not node.attr.readonly or node.attr.kind == "scratch":
-                written = self.bit_of(node.attr)
-                made = self.load(node, args, scope, deps | written) if found is None else found.with_deps(deps | written)
-                return self.remember(key, made, written) if found is None else made
-            made = self.load(node, args, scope, deps) if found is None else found.with_deps(deps)
-            return self.remember(key, made, 0) if found is None else made
+            written = 0 if node.attr.readonly and node.attr.kind == "buffer" else self.bit_of(node.attr)
+            deps |= written
+        else:
+            written = 0
         if found is not None:
             return found.with_deps(deps)
-        return self.remember(key, self._compute(node, args, scope, deps), 0)
+        compute = self.load if op == "load" else self._compute
+        return self.remember(key, compute(node, args, scope, deps), written)
 
     def _compute(self, node: Node, args: list[Val], scope: int, deps: int) -> Val:
         op = node.op

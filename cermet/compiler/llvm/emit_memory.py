@@ -91,13 +91,13 @@ class Memory(Expressions):
             address = self._address(b, buffer, offset.base, mask is None)
             if mask is None:
                 return b.line(full, f"load {full}, ptr {address.get_reference()}, align {size}")
-            return self._read_masked(b, buffer, address, mask)
+            return self._read_masked(b, scope, buffer, address, mask)
         if step == -1 and mask is None:
             address = self._address(b, buffer, self._int("sub", offset.base, b.lanes - 1, scope))
             return b.reverse(b.line(full, f"load {full}, ptr {address.get_reference()}, align {size}"))
-        return self._gather(b, buffer, offset, mask)
+        return self._gather(b, scope, buffer, offset, mask)
 
-    def _read_masked(self, b: LaneBuilder, buffer: Param, address: Line, mask: Val) -> Any:
+    def _read_masked(self, b: LaneBuilder, scope: int, buffer: Param, address: Line, mask: Val) -> Any:
         element, size = memory_type(buffer.dtype), buffer.dtype.itemsize
         full = b.vec(element)
         if mask.uniform:
@@ -112,7 +112,7 @@ class Memory(Expressions):
         parts = []
         for k in range(b.lanes):
             here = b.line(PTR, f"getelementptr {element}, ptr {address.get_reference()}, i64 {k}")
-            parts.append(self._read_scalar(b, buffer, here, b.extract(bits, k)))
+            parts.append(self._read_scalar(b, buffer, here, self._bit(b, scope, bits, k)))
         return self._assemble(b, full, parts)
 
     def _branch_value(self, b: LaneBuilder, condition: Any, full: ir.Type, address: Line, size: int) -> Line:
@@ -127,13 +127,13 @@ class Memory(Expressions):
         builder.position_at_end(after)
         return b.line(full, f"phi {full} [ {loaded.ref}, {inside.get_reference()} ], [ zeroinitializer, {before.get_reference()} ]")
 
-    def _gather(self, b: LaneBuilder, buffer: Param, offset: Val, mask: Val | None) -> Any:
+    def _gather(self, b: LaneBuilder, scope: int, buffer: Param, offset: Val, mask: Val | None) -> Any:
         """Lane by lane: on the CPUs at hand no slower than the gather instructions, and it works for every element size."""
         element = memory_type(buffer.dtype)
         bits = None if mask is None else self.scalar_of(mask, BOOL) if mask.uniform else self.vector_of(mask, b.lanes, BOOL)
         parts = []
         for k, here in enumerate(self._lane_addresses(b, buffer, offset)):
-            bit = bits if bits is None or bits.type == BOOL else b.extract(bits, k)
+            bit = bits if bits is None or bits.type == BOOL else self._bit(b, scope, bits, k)
             parts.append(self._read_scalar(b, buffer, here, bit))
         return self._assemble(b, b.vec(element), parts)
 
@@ -158,6 +158,14 @@ class Memory(Expressions):
         if found is None:
             found = Val(self._int("mul", step, k, offset.step_scope), 0, offset.step_scope)
             self.remember(key, found, 0)
+        return found.base
+
+    def _bit(self, b: LaneBuilder, scope: int, bits: Any, k: int) -> Any:
+        """One lane of a mask, taken out once for all loads under it."""
+        key = ("bit", bits.get_reference(), k)
+        found = self.memo.get(key)
+        if found is None:
+            found = self.remember(key, Val(b.extract(bits, k), 0, scope), 0)
         return found.base
 
     def _assemble(self, b: LaneBuilder, full: ir.Type, parts: list[Line]) -> Any:
