@@ -148,7 +148,7 @@ def fits() -> Iterator[Fit]:
         yield fit("stirling", lambda z: 1 + _stirling(1 / root(z)), lambda z: one, lambda z: one, 1e-8, 6.4**-2,
                   "y (lgamma(y) - (y - 1/2) log(y) + y - log(2 pi)/2) for y > 6.4, in y**-2", 54)  # fmt: skip
         zero = mp.findroot(mp.digamma, 1.4616321449683623)
-        yield fit("digamma1", lambda t, r=zero: mp.digamma(r + t) / t, lambda t: mp.mpf(0), lambda t: one, -0.4617, 0.5384, "digamma(root + t) / t")
+        yield fit("digamma1", lambda t, r=zero: mp.digamma(r + t) / t, lambda t: mp.mpf(0), lambda t: one, -0.4617, 0.5384, "digamma(root + t) / t", 52.8)
         yield fit("digamma_tail", lambda z: 1 + _digamma_tail(1 / root(z)), lambda z: one, lambda z: one, 1e-8, 6.9**-2,
                   "y**2 (log(y) - 1/(2y) - digamma(y)) for y > 6.9, in y**-2", 54)  # fmt: skip
         for k, (low, high, centre) in enumerate(ERFINV):

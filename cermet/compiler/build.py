@@ -13,8 +13,9 @@ from cermet import config
 from cermet.compiler.llvm.target import Target
 from cermet.compiler.passes.rewrite import live_order, rewrite
 from cermet.compiler.schedule.epilogue import find_epilogues
-from cermet.compiler.schedule.fuse import Fusion, fuse, is_leaf, source_of
+from cermet.compiler.schedule.fuse import Fusion, fuse
 from cermet.compiler.schedule.hand import Call, hand_calls, loop_calls
+from cermet.compiler.schedule.layout import channels_last, find_images
 from cermet.compiler.schedule.lower import lower_group
 from cermet.compiler.schedule.memory import plan_arena
 from cermet.compiler.schedule.tree import row_major
@@ -57,8 +58,9 @@ def build_schedule(outputs: Sequence[Node], target: Target) -> Schedule:
     final = [_shared_memory(n) for n in rewrite(outputs)]
     roots = list(dict.fromkeys(n for n in final if not (n.buffer is not None)))
     order = live_order(roots)
-    fusion = fuse(order, roots)
-    layout = _layouts(fusion, roots)
+    images = find_images(order, roots)
+    fusion = fuse(order, roots, images)
+    layout = _layouts(fusion, images)
 
     def strides_of(n: Node) -> tuple[int, ...] | None:
         if n in layout:
@@ -103,45 +105,9 @@ def _shared_memory(n: Node) -> Node:
     return base if base.buffer is None and base.call.op.kind not in ("movement", "leaf") else n
 
 
-def _layouts(fusion: Fusion, roots: Sequence[Node]) -> dict[Node, tuple[int, ...]]:
-    """Strides of everything that is stored. Outputs are row-major; the images inside a program are channels-last, which convolutions
-    read and write fastest and elementwise kernels don't mind."""
-    out: dict[Node, tuple[int, ...]] = {}
-    wanted = set(roots)
-    images: set[Node] = set()
-    for g in fusion.groups:
-        for n in g.nodes:
-            if n.call.op.kind == "convolution":
-                if n.call.attr("direction") != "weight_grad":
-                    images.add(n)
-                images.update(_images_read(n))
-    for g in fusion.groups:
-        for n in g.nodes:
-            if n not in fusion.stored or n not in fusion.evaluated[g]:
-                continue
-            last = n in images or (g.kind == "loop" and any(_reads_image(x, n, images) for m in g.nodes for x in m.inputs))
-            if n not in wanted and last and n.meta.ndim == 4:
-                images.add(n)
-                out[n] = _channels_last(n.meta.shape)
-            else:
-                out[n] = row_major(n.meta.shape)
-    return out
-
-
-def _images_read(conv: Node) -> list[Node]:
-    """The operands of a convolution that are images (not weights)."""
-    direction = conv.call.attr("direction")
-    operands = conv.inputs if direction == "weight_grad" else conv.inputs[:1]
-    return [x for x in operands if not is_leaf(x) and x.call.op.kind != "movement"]
-
-
-def _reads_image(x: Node, n: Node, images: set[Node]) -> bool:
-    return source_of(x) in images and x.meta.shape == n.meta.shape
-
-
-def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
-    _, c, h, w = shape
-    return (h * w * c, 1, w * c, c)
+def _layouts(fusion: Fusion, images: set[Node]) -> dict[Node, tuple[int, ...]]:
+    """Strides of everything that is stored."""
+    return {n: channels_last(n.meta.shape) if n in images else row_major(n.meta.shape) for n in fusion.stored}
 
 
 class _Lifetimes:

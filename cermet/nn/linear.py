@@ -73,7 +73,7 @@ class LazyLinear(Linear):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.in_features == 0:
             self.initialize_parameters(*args, **kwargs)
-        return super().__call__(*args, **kwargs)
+        return Module.__call__(self, *args, **kwargs)
 
     def initialize_parameters(self, input: Any) -> None:
         """Give the parameters their shapes and values."""

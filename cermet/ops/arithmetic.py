@@ -601,6 +601,6 @@ copysign = binary(
 )
 
 nextafter = binary(
-    "nextafter", lower=lambda b, x, y: b.nextafter(x, y), reference=np.nextafter, dtypes=(dt.float32, dt.float64), gradient=False, ulp=0,
+    "nextafter", lower=lambda b, x, y: b.nextafter(x, y), reference=np.nextafter, dtypes=(dt.float32, dt.float64), gradient=False, ulp=1,
     doc="The next representable value from the first towards the second.",
 )  # fmt: skip

@@ -166,12 +166,12 @@ def _class_samples(smooth: bool) -> tuple[Sample, ...]:
     index = lambda *s: Arg(s, (0, 4), dt.int64)
     out = [
         Sample((Arg((6, 4)), index(6)), attrs(1, "mean")),
-        Sample((Arg((6, 4)), index(6), Arg((4,), (0.5, 2.0))), attrs(1, "mean", 2)),
+        Sample((Arg((6, 4)), index(6), Arg((4,), (0.5, 2.0), constant=True)), attrs(1, "mean", 2)),
         Sample((Arg((2, 4, 3)), index(2, 3)), attrs(1, "sum", 0)),
         Sample((Arg((4,)), index()), attrs(0, "none")),
     ]
     if smooth:
-        out.append(Sample((Arg((5, 4)), index(5), Arg((4,), (0.5, 2.0))), attrs(1, "mean", 1, 0.1)))
+        out.append(Sample((Arg((5, 4)), index(5), Arg((4,), (0.5, 2.0), constant=True)), attrs(1, "mean", 1, 0.1)))
         out.append(Sample((Arg((5, 4)), index(5)), attrs(1, "none", 1, 0.3)))
     return tuple(out)
 

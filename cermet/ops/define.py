@@ -70,14 +70,16 @@ class VjpContext:
 class Arg:
     """A sample input: shape and where its values lie.
 
-    domain: ``(lo, hi)`` for reals or integers drawn from it; ``"bool"``; ``"distinct"`` (all values different, well apart);
+    domain: ``(lo, hi)`` for reals or integers drawn from it, without hi; ``"bool"``; ``"distinct"`` (all values different, well apart);
     ``("index", n)`` integers in [-n, n).
     dtype: fixed dtype, or None for the dtype under test.
+    constant: whether the op, by design, gives this input no gradient.
     """
 
     shape: tuple[int, ...]
     domain: Any = (-3.0, 3.0)
     dtype: DType | None = None
+    constant: bool = False
 
 
 @dataclass(frozen=True)

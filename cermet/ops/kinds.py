@@ -138,7 +138,7 @@ def elementwise(
     samples = tuple(
         Sample(tuple(Arg(s, d) for s, d in zip(each, where, strict=True)), dict(attr_values or {}), gradient) for each in shapes
     )
-    failing = (Failing(tuple(Arg((k + 2, 3)) for k in range(arity)), dict(attr_values or {}), ValueError, "broadcast"),)
+    failing = (Failing(tuple(Arg((k + 2, 3), where[k]) for k in range(arity)), dict(attr_values or {}), ValueError, "broadcast"),)
     return OpDef(
         name, "elementwise", infer or default_infer, vjp=summed_vjp if vjp is not None else None, saves=saves, lower=lower,
         reference=reference, dtypes=dtypes, samples=samples, failing=failing, commutative=commutative, identity=identity, onnx=onnx,

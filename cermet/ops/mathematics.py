@@ -253,13 +253,14 @@ sigmoid = _function(
 def _logit_lower(b: Any, x: Any) -> Any:
     """log(x / (1 - x)); around one half, where the quotient is near 1, by log1p of its exact distance from 1."""
     rest = b.sub(b.like(x, 1.0), x)
-    near = b.log1p(b.div(b.sub(x, rest), rest))
+    near = b.log1p(b.div(b.mul(b.sub(x, 0.5), 2.0), rest))
     return b.select(b.lt(b.abs(b.sub(x, 0.5)), 0.25), near, b.log(b.div(x, rest)))
 
 
 logit_op = unary(
     "logit", result="floating", vjp=lambda c, g: div(g, mul(c[0], 1.0 - c[0])), saves=_X, lower=_logit_lower, expose=False,
-    reference=lambda x: np.log(x / (1 - x)), domain=(0.05, 0.95), ulp=6, doc="Inverse of sigmoid.",
+    reference=lambda x: np.where(np.abs(x - 0.5) < 0.25, np.log1p((x - 0.5) * 2 / (1 - x)), np.log(x / (1 - x))), domain=(0.05, 0.95),
+    ulp=6, doc="Inverse of sigmoid.",
 )  # fmt: skip
 
 
@@ -371,7 +372,7 @@ def _erfinv(y: float) -> float:
     t = 2 / (math.pi * 0.147) + s / 2
     x = math.copysign(math.sqrt(math.sqrt(t * t - s / 0.147) - t), y)
     for _ in range(4):
-        error = math.erf(x) - y if abs(y) < 0.5 else math.copysign((1 - abs(y)) - math.erfc(abs(x)), y)
+        error = math.erf(x) - y if abs(y) < 0.5 else math.copysign(1.0, y) * ((1 - abs(y)) - math.erfc(abs(x)))
         x -= error * _HALF_SQRT_PI * math.exp(x * x)
     return x
 

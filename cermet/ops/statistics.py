@@ -102,7 +102,7 @@ mean_op = _composite(
     vjp=lambda c, g: spread(div(g, float(_count(c.metas[0], c.dims))), c.metas[0], c.dims, c.keepdim),
     decompose=_mean_decompose,
     reference=lambda x, *, dims, keepdim: np.mean(x, axis=dims, keepdims=keepdim) if x.size else np.sum(x, dims, keepdims=keepdim) / 0.0,
-    samples=(*_reduction_samples(), Sample((Arg((3, 0)),), {"dims": (1,), "keepdim": False})),
+    samples=(*_reduction_samples(), Sample((Arg((3, 0)),), {"dims": (1,), "keepdim": False}, gradient=False)),
     onnx="ReduceMean",
     doc="The mean over dims.",
 )

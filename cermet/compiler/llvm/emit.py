@@ -18,17 +18,13 @@ from cermet.compiler.llvm import emit_ops
 from cermet.compiler.llvm.builder import BOOL, I32, I64, PTR, VOID, Line, constant, llvm_type
 from cermet.compiler.llvm.emit_expr import Node, Scope, Val, scalar_line, varying
 from cermet.compiler.llvm.emit_memory import Memory
+from cermet.compiler.llvm.emit_survey import strips, unrolls
 from cermet.compiler.llvm.target import Target
 from cermet.compiler.loops.ir import MATH, Assign, Define, Expr, For, Guard, Kernel, Param, Reduce, Register, Stmt, Store, Var, const
 
 __all__ = ["ENTRY", "emit_module"]
 
 ENTRY = "kernel"
-_UNROLL_LIMIT = 64
-# Weights of vector loops' bodies in operations; a mathematical function counts as many.
-_MATH_WEIGHT = 20
-_LIGHT = 12
-_HEAVY = 60
 
 
 def emit_module(kernel: Kernel, target: Target, entry: str = ENTRY) -> ir.Module:
@@ -53,6 +49,7 @@ class Emitter(Memory):
         self.function = function
         self.push(Scope("function", function.append_basic_block("entry")))
         self._changes: dict[int, tuple[Any, ...]] = {}
+        self.in_vector = False
         self.partial: dict[Register, str] = {}  # registers that keep a partial result a lane
 
     # -- the kernel ------------------------------------------------------------------------------------------------
@@ -183,9 +180,11 @@ class Emitter(Memory):
 
     def _for(self, stmt: For) -> None:
         extent = self.value(stmt.extent)
-        if stmt.kind == "vector" and self.lanes == 1:
+        if stmt.kind == "vector" and not self.in_vector:
+            self.in_vector = True
             self._vector(stmt, extent.base)
-        elif stmt.unroll and extent.base.__class__ is int and extent.base <= _UNROLL_LIMIT:
+            self.in_vector = False
+        elif extent.base.__class__ is int and unrolls(self, stmt, extent.base, self.in_vector and self.lanes == 1):
             for k in range(extent.base):
                 self.vars[stmt.var] = Val(k, deps=self.bit_of(stmt.var))
                 self.forget(stmt.var)  # a constant, but another one in each copy
@@ -267,7 +266,7 @@ class Emitter(Memory):
         self.partial = self._partial_sums(stmt)
         original = {r: self.regs[r] for r in self.partial}
         start: Any = 0
-        for width, masked in self._strips(stmt):
+        for width, masked in strips(self, stmt):
             stop = extent if width == 1 or masked else self._round_down(extent, width)
             if start.__class__ is int and stop.__class__ is int and stop <= start:
                 continue
@@ -326,117 +325,6 @@ class Emitter(Memory):
             elif isinstance(inner, Reduce) and inner.reg in self.regs:
                 found[inner.reg] = inner.op
         return found
-
-    def _strips(self, stmt: For) -> list[tuple[int, bool]]:
-        """How to run a vector loop: numbers of lanes, each a multiple of the next, and whether that strip is masked at its end.
-
-        Light bodies get wide strips (several chains of arithmetic at once) and a scalar rest. Heavy ones are written fewer times, as the
-        time to compile them is what they are long in: the rest is one masked vector, or everything is.
-        """
-        work = self._survey(stmt)
-        native = self.target.lanes(work.size)
-        if native == 1:
-            return [(1, False)]
-        maskable = self.target.has_masked and work.maskable
-        if work.weight > _HEAVY:
-            return [(native, True)] if maskable else [(native, False), (1, False)]
-        many = 4 if work.reduces and work.weight <= _LIGHT else 2
-        rest = [(native, True)] if maskable and (work.weight > _LIGHT or not work.stores) else [(native, False), (1, False)]
-        return [(native * many, False), *rest]
-
-    def _survey(self, stmt: For) -> _Work:
-        """What the body of a vector loop does."""
-        work = _Work()
-        seen: set[int] = set()
-        stack: list[tuple[Stmt, int]] = [(s, 1) for s in stmt.body]
-        roots: list[int] = []
-        while stack:
-            inner, copies = stack.pop()
-            if isinstance(inner, For | Guard):
-                unrolled = isinstance(inner, For) and inner.unroll and inner.extent.op == "const"
-                times = min(int(inner.extent.attr), _UNROLL_LIMIT) if unrolled else 1  # type: ignore[union-attr]
-                stack.extend((s, copies * times) for s in inner.body)
-                continue
-            value = inner.init if isinstance(inner, Define) else inner.value
-            work.reduces |= isinstance(inner, Reduce) and inner.reg in self.regs
-            work.size = max(work.size, value.dtype.itemsize)
-            roots = [self.number(value)]
-            if isinstance(inner, Store):
-                work.stores = True
-                work.touch(inner.buffer, self._step(self.number(inner.offset), stmt.var))
-                roots += [self.number(e) for e in (inner.offset, inner.mask) if e is not None]
-            self._weigh(roots, seen, copies, work, stmt.var)
-        return work
-
-    def _weigh(self, roots: list[int], seen: set[int], copies: int, work: _Work, var: Var) -> None:
-        """Add the operations below ``roots`` that were not seen yet."""
-        value_root = roots[0]
-        while roots:
-            number = roots.pop()
-            if number in seen:
-                continue
-            seen.add(number)
-            node = self.nodes[number]
-            op = node.op
-            if op == "load":
-                work.touch(node.attr, self._step(node.args[0], var))
-                work.size = max(work.size, node.attr.dtype.compute.itemsize)
-            elif node.dtype is not dt.int64 and op != "const" and (op != "param" or number == value_root):
-                work.size = max(work.size, node.dtype.itemsize)
-            if node.args and node.dtype is not dt.int64:
-                work.weight += copies * (_MATH_WEIGHT if op in MATH else 1)
-            elif op == "philox":
-                work.weight += copies * _MATH_WEIGHT
-            roots.extend(node.args)
-
-    def _step(self, root: int, var: Var) -> int | None:
-        """By how much an offset grows from one iteration of ``var`` to the next; None where that is not known here."""
-        steps: dict[int, int | None] = {}
-        stack = [root]
-        while stack:
-            number = stack[-1]
-            node = self.nodes[number]
-            waiting = [] if node.op == "load" else [a for a in node.args if a not in steps]
-            if waiting:
-                stack.extend(waiting)
-                continue
-            stack.pop()
-            steps[number] = _step_of(node, [steps[a] for a in node.args] if node.op != "load" else [], self.nodes, var)
-        return steps[root]
-
-
-def _step_of(node: Node, steps: list[int | None], nodes: list[Node], var: Var) -> int | None:
-    if node.op == "var":
-        return 1 if node.attr is var else 0
-    if node.op in ("load", "reg"):
-        return None
-    if all(s == 0 for s in steps):
-        return 0
-    if node.op in ("add", "sub") and None not in steps:
-        return steps[0] + steps[1] if node.op == "add" else steps[0] - steps[1]  # type: ignore[operator]
-    if node.op == "mul":
-        for k in (0, 1):
-            factor = nodes[node.args[1 - k]]
-            if factor.op == "const" and steps[k] is not None:
-                return steps[k] * int(factor.attr)  # type: ignore[operator]
-    return None
-
-
-class _Work:
-    """A vector loop's body in figures: the element size that decides the lanes, its length in operations, what it does to memory."""
-
-    __slots__ = ("maskable", "reduces", "size", "stores", "weight")
-
-    def __init__(self) -> None:
-        self.size = 1
-        self.weight = 0
-        self.reduces = False
-        self.stores = False
-        self.maskable = True
-
-    def touch(self, buffer: Param, step: int | None) -> None:
-        """Account for an access to a buffer: masked vector accesses need contiguous elements of 4 or 8 bytes."""
-        self.maskable &= step == 0 or (step == 1 and buffer.dtype.itemsize in (4, 8))
 
 
 def _phi(type_: ir.Type, *incoming: tuple[Any, ir.Block]) -> str:

@@ -7,6 +7,7 @@ allocator; kernels designed by hand get the whole optimising code generator. Fig
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import itertools
 import sys
@@ -22,6 +23,7 @@ from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
+from llvmlite.binding import ffi
 
 from cermet import config
 from cermet.compiler.llvm.objects import ObjectCache, outside_symbols
@@ -257,7 +259,7 @@ def compile_object(module: Any, target: Target, effort: int = FULL) -> bytes:
         _optimise(parsed, machine, effort)
     if "asm" in config.log:
         print(machine.emit_assembly(parsed), file=sys.stderr)
-    body = bytes(machine.emit_object(parsed))
+    body = _emit(machine, parsed)
     outside = outside_symbols(body)
     if outside:
         raise RuntimeError(f"the kernel calls {', '.join(outside)}: kernels may call nothing outside their module")
@@ -275,6 +277,36 @@ def _optimise(parsed: Any, machine: Any, effort: int) -> None:
     passes.add_simplify_cfg_pass()
     passes.add_new_gvn_pass()
     passes.run(parsed, builder)
+
+
+@cache
+def _unlocked_emit() -> Any:
+    """LLVM's function that generates code, called without llvmlite's lock; None where llvmlite is not as we know it.
+
+    llvmlite lets one thread at a time into LLVM, which asks only that no two share a context or a target machine. Ours do not.
+    """
+    try:
+        function = ctypes.CDLL(ffi.lib._name).LLVMPY_TargetMachineEmitToMemory
+        known = ffi.lib.LLVMPY_TargetMachineEmitToMemory
+        function.argtypes, function.restype = known.argtypes, known.restype
+    except (AttributeError, OSError):
+        return None
+    return function
+
+
+def _emit(machine: Any, parsed: Any) -> bytes:
+    """The object file of a module, by a target machine of this thread's own."""
+    emit = _unlocked_emit()
+    if emit is None:
+        return bytes(machine.emit_object(parsed))
+    with ffi.OutputString() as error:
+        memory = emit(machine, parsed, 1, error)
+        if not memory:
+            raise RuntimeError(str(error))
+    try:
+        return ctypes.string_at(ffi.lib.LLVMPY_GetBufferStart(memory), ffi.lib.LLVMPY_GetBufferSize(memory))
+    finally:
+        ffi.lib.LLVMPY_DisposeMemoryBuffer(memory)
 
 
 _local = threading.local()

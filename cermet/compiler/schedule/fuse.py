@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 
 from cermet.compiler.schedule.index import Dim, Idx, delinearize, linearize, var
+from cermet.compiler.schedule.layout import fast_dim
 from cermet.compiler.schedule.movement import pull_index
 from cermet.graph.node import Node
 
@@ -21,6 +22,8 @@ __all__ = ["Fusion", "Group", "fuse", "source_of"]
 
 MAX_NODES = 48  # a kernel's code grows with its nodes; past this the compile time outweighs the memory traffic saved
 INLINE_COST = 40
+STREAMED = 16384  # elements past which a value does not stay in the nearest cache between two passes over it
+SIDE_BY_SIDE = 16  # how many of the latest groups a reduction looks at for company
 LOOP_KINDS = frozenset(("elementwise", "reduce", "gather"))
 # Rough costs in instructions of elementwise ops that are dearer than one.
 COSTS = {
@@ -43,7 +46,7 @@ def is_leaf(n: Node) -> bool:
 class Group:
     """Nodes computed by one kernel (or by one kernel family's plan)."""
 
-    __slots__ = ("ancestors", "bit", "domain", "has_descendants", "index", "kind", "nodes", "outer", "position", "reduced")
+    __slots__ = ("ancestors", "bit", "domain", "fast", "has_descendants", "index", "kind", "nodes", "outer", "position", "reduced")
 
     def __init__(self, index: int, kind: str, domain: tuple[int, ...]) -> None:
         self.index = index
@@ -51,6 +54,7 @@ class Group:
         self.kind = kind
         self.domain = domain
         self.reduced: tuple[int, ...] | None = None
+        self.fast = -1  # the dim of the domain along which memory runs, where something is reduced
         self.nodes: list[Node] = []
         self.outer: set[Node] = set()  # nodes of the size that remains after reduction
         self.ancestors = 0
@@ -76,9 +80,9 @@ class Fusion:
         self.stored = stored
 
 
-def fuse(order: Sequence[Node], outputs: Sequence[Node]) -> Fusion:
-    """Assign groups, decide what is stored, order the groups."""
-    f = _Fuser()
+def fuse(order: Sequence[Node], outputs: Sequence[Node], images: set[Node]) -> Fusion:
+    """Assign groups, decide what is stored, order the groups. ``images``: nodes that are channels-last in memory."""
+    f = _Fuser(images)
     for position, n in enumerate(order):
         if is_leaf(n) or n.call.op.kind == "movement":
             continue
@@ -87,7 +91,8 @@ def fuse(order: Sequence[Node], outputs: Sequence[Node]) -> Fusion:
 
 
 class _Fuser:
-    def __init__(self) -> None:
+    def __init__(self, images: set[Node]) -> None:
+        self.images = images
         self.groups: list[Group] = []
         self.group_of: dict[Node, Group] = {}
 
@@ -102,6 +107,11 @@ class _Fuser:
                     self._add(n, g, sources)
                     self._try_merges(n, g, sources)
                     return
+        if kind == "reduce":
+            for g in reversed(self.groups[-SIDE_BY_SIDE:]):
+                if self._beside(n, g) and not self._closes_cycle(g, sources):
+                    self._add(n, g, sources)
+                    return
         g = self._new_group(n, kind)
         g.position = position
         self._add(n, g, sources)
@@ -112,6 +122,7 @@ class _Fuser:
         self.groups.append(g)
         if kind == "reduce":
             g.reduced = n.call.attrs[0]
+            g.fast = fast_dim(n.inputs[0], self.images)
             g.outer.add(n)
         return g
 
@@ -130,6 +141,13 @@ class _Fuser:
         level = self._level(n, g)
         return level is not None
 
+    def _beside(self, n: Node, g: Group) -> bool:
+        """Whether a reduction fits a group of reductions over the same dims of the same shape: they mostly read the same values."""
+        return (
+            g.kind == "loop" and bool(g.nodes) and len(g.nodes) < MAX_NODES and g.reduced == n.call.attrs[0]
+            and g.domain == n.inputs[0].meta.shape
+        )  # fmt: skip
+
     def _level(self, n: Node, g: Group) -> str | None:
         """"full" or "outer" where the node fits the group's rows, else None."""
         numel = n.meta.numel
@@ -137,12 +155,14 @@ class _Fuser:
         rest = g.reduced is not None and numel == math.prod([s for k, s in enumerate(g.domain) if k not in g.reduced])
         if not full and not rest:
             return None
+        scattered = g.reduced is not None and numel > STREAMED and g.fast not in g.reduced
         for x in n.inputs:
             s = source_of(x)
             if self.group_of.get(s) is not g:
                 continue
             if full:
-                ok = _spread_aligned(x, s, n, g) if s in g.outer else _aligned(x)
+                # Reduced across memory, a row never is in cache as a whole: a second pass over it gains nothing by being in one kernel.
+                ok = (not scattered and _spread_aligned(x, s, n, g)) if s in g.outer else _aligned(x)
             else:
                 ok = s in g.outer and _aligned(x)
             if not ok:
@@ -159,7 +179,7 @@ class _Fuser:
             return g.domain == x.meta.shape and g.reduced == dims
         # A reduction over the fastest dim keeps its rows in cache. One over other dims alone is better off on its own, where it can be
         # split and vectorised along what remains.
-        return _last_dim(x.meta.shape) in dims
+        return fast_dim(x, self.images) in dims
 
     # -- cycles ----------------------------------------------------------------------------------------------------
 
@@ -175,6 +195,7 @@ class _Fuser:
             if g.reduced is None:
                 g.reduced = n.call.attrs[0]
                 g.domain = n.inputs[0].meta.shape
+                g.fast = fast_dim(n.inputs[0], self.images)
             g.outer.add(n)
         elif g.kind == "loop" and g.nodes and self._level(n, g) == "outer":
             g.outer.add(n)
@@ -231,7 +252,7 @@ class _Fuser:
         g.outer |= h.outer
         g.position = min(g.position, h.position)
         if h.reduced is not None and g.reduced is None:
-            g.reduced, g.domain = h.reduced, h.domain
+            g.reduced, g.domain, g.fast = h.reduced, h.domain, h.fast
         g.ancestors = (g.ancestors | h.ancestors) & ~h.bit & ~g.bit
         h.nodes = []
         for d in self.groups:
@@ -247,13 +268,6 @@ def _aligned(x: Node) -> bool:
             return False
         x = x.inputs[0]
     return True
-
-
-def _last_dim(shape: tuple[int, ...]) -> int:
-    for k in range(len(shape) - 1, -1, -1):
-        if shape[k] != 1:
-            return k
-    return len(shape) - 1
 
 
 def _spread_aligned(x: Node, s: Node, n: Node, g: Group) -> bool:

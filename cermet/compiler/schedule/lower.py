@@ -26,7 +26,8 @@ from cermet.graph.node import Node
 __all__ = ["LoopCall", "lower_group"]
 
 BLOCK = 8192  # elements of a map or row block
-COLUMN_BLOCK = 64  # lanes' extent of a column block
+WIDE, NARROW = 64, 16  # lanes' extents of a column block: narrow ones where wide ones would be too few to share out
+FEW_BLOCKS = 8
 STRIP, SPAN = 8, 256  # lanes and steps of a tile
 SMALL_EXTENT = 16  # reduced dims up to this are unrolled
 SPLIT_FROM = 32768  # a reduction of this many elements on few rows is cut into chunks
@@ -346,7 +347,8 @@ class _Lowering:
         body: list[Any] = []
         if self.numel_inner <= SMALL_EXTENT:
             return self._windows(w, p, v, outer, lanes, combine)
-        pieces = -(-width // COLUMN_BLOCK)
+        strip = _strip(rows, width)
+        pieces = -(-width // strip)
         count = rows * pieces
         loop = For(v, ir.const(0), [], "vector")
         block: Expr = p.expr
@@ -355,11 +357,11 @@ class _Lowering:
             n = w.integer(pieces)
             piece = Expr("trem", (block, n), dt.int64)
             block = Expr("tdiv", (block, n), dt.int64)
-        loop.extent = self._rest(w, width, ir.const(COLUMN_BLOCK), piece, pieces)
-        env = Env({lanes: piece * ir.const(COLUMN_BLOCK) + v.expr, **self._rows_of(w, outer, block)}, loop.body)
+        loop.extent = self._rest(w, width, ir.const(strip), piece, pieces)
+        env = Env({lanes: piece * ir.const(strip) + v.expr, **self._rows_of(w, outer, block)}, loop.body)
         self._stages(w, env, False, combine)
         body.append(loop)
-        return self._finish(w, p, count, body, min(width, COLUMN_BLOCK) * self.numel_inner, "columns")
+        return self._finish(w, p, count, body, min(width, strip) * self.numel_inner, "columns")
 
     def _windows(self, w: Writer, p: Var, v: Var, outer: list[Class], lanes: Class, combine: Any) -> LoopCall:
         """Columns with so small a reduction that blocks hold many rows, as in pooling."""
@@ -430,17 +432,21 @@ class _Lowering:
     # -- long reductions on few rows ---------------------------------------------------------------------------------
 
     def _should_split(self) -> bool:
-        if self.numel_inner < SPLIT_FROM or any(isinstance(d, Dynamic) for d in self.trees.dynamics.values()):
+        if self.trees.dynamics:
             return False
-        if any(t.stage for t in self.reduce_trees.values()) or any(t.stage and not outer for _, t, _, outer in self.roots):
-            return self.numel_outer < 2
-        return self.numel_outer * (self.numel_inner // SPLIT_FROM) <= 64 * max(1, self.numel_inner // SPLIT_FROM)
+        later = any(t.stage for t in self.reduce_trees.values()) or any(t.stage and not outer for _, t, _, outer in self.roots)
+        if self.form == "rows" or later:
+            return self.numel_inner >= SPLIT_FROM and self.numel_outer < (2 if later else FEW_BLOCKS)
+        blocks = -(-self.outer_classes[-1].extent // WIDE) * math.prod([c.extent for c in self.outer_classes[:-1]])
+        return self.numel_inner * self.numel_outer >= SPLIT_FROM and blocks < 2 * FEW_BLOCKS and self.numel_inner >= 128
 
     def _split_calls(self) -> list[LoopCall]:
         """Partial results of fixed chunks in one launch, their combination and the later stages in a second."""
         first = [n for n in self.reductions if self.reduce_trees[n].stage == 0]
         cut = max(self.inner_classes, key=lambda c: c.extent)
-        chunk = max(1, -(-cut.extent * 8192 // self.numel_inner))
+        # In rows a chunk is a run of elements; in columns of all columns' elements.
+        across = 1 if self.form == "rows" else min(self.numel_outer, 256)
+        chunk = max(1, -(-cut.extent * (BLOCK // across) // self.numel_inner))
         chunks = -(-cut.extent // chunk)
         temps = [chunks * self.numel_outer * n.meta.dtype.compute.itemsize for n in first]
         a = self._partials(first, cut, chunk, chunks)
@@ -498,7 +504,8 @@ class _Lowering:
         """Blocks of (chunk, outer rows, column piece)."""
         *outer, lanes = self.outer_classes
         rows, width = math.prod([c.extent for c in outer]), lanes.extent
-        pieces = -(-width // COLUMN_BLOCK)
+        strip = WIDE
+        pieces = -(-width // strip)
         n = w.integer(chunks)
         c, rest = Expr("trem", (block, n), dt.int64), Expr("tdiv", (block, n), dt.int64)
         piece: Expr = ir.const(0)
@@ -506,9 +513,9 @@ class _Lowering:
             m = w.integer(pieces)
             piece, rest = Expr("trem", (rest, m), dt.int64), Expr("tdiv", (rest, m), dt.int64)
         v = Var("v")
-        loop = For(v, self._rest(w, width, ir.const(COLUMN_BLOCK), piece, pieces), [], "vector")
+        loop = For(v, self._rest(w, width, ir.const(strip), piece, pieces), [], "vector")
         body.append(loop)
-        env = Env({lanes: piece * ir.const(COLUMN_BLOCK) + v.expr, **self._rows_of(w, outer, rest)}, loop.body)
+        env = Env({lanes: piece * ir.const(strip) + v.expr, **self._rows_of(w, outer, rest)}, loop.body)
         return chunks * rows * pieces, c, env
 
     def _combine(self, w: Writer, env: Env, first: list[Node], chunks: int) -> None:
@@ -526,6 +533,11 @@ class _Lowering:
             loop.body.append(Reduce(reg, _REDUCE[n.call.op.name], part.load(place)))
         env.body.append(loop)
         self._keep(w, env, registers)
+
+
+def _strip(rows: int, width: int) -> int:
+    """Extent of a column block."""
+    return WIDE if rows * -(-width // WIDE) >= FEW_BLOCKS else NARROW
 
 
 def _cut_loop(nest: list[Any], inner: Env, cut: Class, start: Expr, extent: Expr) -> None:
