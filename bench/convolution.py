@@ -2,8 +2,9 @@
 
     .venv/bin/python bench/convolution.py [--peer .venv-peers/bin/python] [--direction forward] [--filter 56]
 
-The peak is that of a loop of independent fused multiply-adds, measured right before and after each case. Times are the
-processor time of the best of many runs. PyTorch runs in a process of its own (another interpreter, which need not have Cermet), on tensors of the same layout.
+The peak is that of a loop of independent fused multiply-adds, measured right before and after each case. Times are the processor
+time of the best of many runs. PyTorch runs in a process of its own (another interpreter, which need not have Cermet), on tensors
+of the same layout. The padding's multiplications count as work done, though most are skipped: small images may pass 100 %.
 """
 
 from __future__ import annotations

@@ -48,7 +48,9 @@ class Peak:
     def __init__(self, dtype: dt.DType) -> None:
         target = host()
         lanes = target.lanes(dtype.itemsize)
-        [self._code] = compile_many([Request(f"bench fma_peak {dtype.name} {target.code_key}", lambda: self._module(dtype), "peak")])
+        [self._code] = compile_many(
+            [Request(f"bench fma_peak {dtype.name} {target.code_key}", lambda: self._module(dtype), "peak")]
+        )
         self._kernel = KERNEL(self._code.address)
         self._values = aligned(1024)
         self._values.view(dtype.numpy)[:] = np.arange(1024 // dtype.itemsize) / 1024
@@ -83,5 +85,5 @@ class Peak:
 
 
 if __name__ == "__main__":
-    for dtype in (dt.float32, dt.float64, dt.int32):
+    for dtype in (dt.float32, dt.float64):
         print(f"{dtype.name}: {Peak(dtype).measure(0.5):.1f} GFLOP/s a core")

@@ -128,7 +128,9 @@ class Torch:
         return float(self._process.stdout.readline())
 
 
-def report(case: Case, dtype: dt.DType, threads: int, peak: Peak, torch: Torch | None, rounds: int = 6, seconds: float = 0.05) -> None:
+def report(
+    case: Case, dtype: dt.DType, threads: int, peak: Peak, torch: Torch | None, rounds: int = 6, seconds: float = 0.05
+) -> None:
     """Measure one case and print a line."""
     ours, best, theirs, most = Ours(case, dtype), float("inf"), float("inf"), 0.0
     with config.scope(num_threads=threads):

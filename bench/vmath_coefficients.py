@@ -1,20 +1,21 @@
 """Derive the polynomial coefficients of the vector math and write `cermet/compiler/llvm/vmath/polynomials.py`.
 
 Each table approximates ``g(x)`` on ``[lo, hi]`` by a polynomial, where the kernel uses it as ``known(x) + scale(x) * g(x)``;
-the error that counts is that of the whole, relative to the function, so the fit is weighted by ``scale / function``. It is a weighted
+the error that counts is that of the whole, relative to the function, so the fit is weighted by ``scale / function``. It is a
 least-squares fit at Chebyshev nodes (within a small factor of minimax), solved in high precision; coefficients are then
 rounded one by one from the constant upwards, the rest being fitted again each time, so that rounding costs almost nothing.
 
-    python bench/vmath_coefficients.py            # rewrites the tables (about two minutes)
+    python bench/vmath_coefficients.py            # rewrites the tables (about four minutes)
     python bench/vmath_coefficients.py NAME ...   # fits these again, keeps the others
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import mpmath as mp
 import numpy as np
@@ -74,14 +75,37 @@ def best(fit: Fit) -> tuple[list[float], mp.mpf]:
     raise ValueError(f"{fit.name}: no polynomial of up to 40 terms reaches 2**-{fit.bits}")
 
 
-def series(f: Real, head: Real, scale: Real) -> tuple[Real, Real]:
-    """``g`` and the weight for ``f = head + scale * g``, relative to ``f``."""
+class Fits:
+    """Collects tables for one format. Errors are relative to the whole function."""
 
-    def g(x: mp.mpf) -> mp.mpf:
-        with mp.workdps(140):
-            return (f(x) - head(x)) / scale(x)
+    def __init__(self, to: int, bits: float) -> None:
+        self.to, self.bits = to, bits
+        self.all: list[Fit] = []
 
-    return g, lambda x: scale(x) / f(x)
+    def add(
+        self, name: str, note: str, span: tuple[Any, Any], f: Real, head: Real, scale: Real, bits: float | None = None
+    ) -> None:
+        """``g`` with ``f = head + scale * g`` on ``span``."""
+
+        def g(x: mp.mpf) -> mp.mpf:
+            with mp.workdps(140):
+                return (f(x) - head(x)) / scale(x)
+
+        weight = lambda x: scale(x) / f(x)
+        self.all.append(Fit(name, g, weight, float(span[0]), float(span[1]), bits or self.bits, self.to, note))
+
+    def odd(self, name: str, f: Real, reach: float) -> None:
+        """``f(x) = x + x**3 g(x**2)`` for ``|x| <= reach``."""
+        ratio = lambda z: f(mp.sqrt(z)) / mp.sqrt(z)
+        self.add(name, f"({name}(x) - x) / x**3, in x**2", (1e-9, reach**2), ratio, lambda z: mp.mpf(1), lambda z: z)
+
+    def plain(self, name: str, note: str, span: tuple[Any, Any], f: Real, bits: float | None = None) -> None:
+        """``f`` itself."""
+        self.all.append(Fit(name, f, lambda x: 1 / f(x), float(span[0]), float(span[1]), bits or self.bits, self.to, note))
+
+    def small(self, name: str, note: str, span: tuple[Any, Any], f: Real, bits: float) -> None:
+        """``f`` itself, to an absolute error."""
+        self.all.append(Fit(name, f, lambda x: mp.mpf(1), float(span[0]), float(span[1]), bits, self.to, note))
 
 
 def _erfc_shape(x: mp.mpf) -> mp.mpf:
@@ -108,53 +132,59 @@ def _erfinv_shape(w: mp.mpf) -> mp.mpf:
     return mp.findroot(lambda y: mp.log(mp.erfc(y)) - mp.log(rest), mp.sqrt(w - 1)) / x
 
 
-def fits() -> Iterator[Fit]:
+def _atanh_series(z: mp.mpf) -> mp.mpf:
+    return mp.atanh(mp.sqrt(z)) / mp.sqrt(z)
+
+
+def fits() -> list[Fit]:
     """All tables."""
-    root, one = mp.sqrt, mp.mpf(1)
+    one = mp.mpf(1)
     half_ln2 = float(mp.log(2) / 2) * 1.001
-    for to, bits in ((32, 26.5), (64, 55.5)):
-
-        def fit(name: str, f: Real, head: Real, scale: Real, lo: float, hi: float, note: str, b: float | None = None, to: int = to, bits: float = bits) -> Fit:
-            g, w = series(f, head, scale)
-            return Fit(name, g, w, lo, hi, bits if b is None else b, to, note)
-
-        yield fit("exp", mp.expm1, lambda r: r, lambda r: r * r, -half_ln2, half_ln2, "(e**r - 1 - r) / r**2", bits - 0.5)
-        yield fit("exp2", lambda r: mp.mpf(2) ** r, lambda r: one, lambda r: r, -0.5, 0.5, "(2**r - 1) / r", bits - 0.5)
-        if to == 32:
-            yield fit("log", mp.log1p, lambda f: f - f * f / 2, lambda f: f**3, -0.2929, 0.41422, "(log(1 + f) - f + f**2/2) / f**3")
+    s_reach = 0.02944  # the square of (sqrt(2) - 1)/(sqrt(2) + 1), and a little more
+    single, double = Fits(32, 26.5), Fits(64, 55.5)
+    for t in single, double:
+        t.add("exp", "(e**r - 1 - r) / r**2", (-half_ln2, half_ln2), mp.expm1, lambda r: r, lambda r: r * r, t.bits - 0.5)
+        t.add("exp2", "(2**r - 1) / r", (-0.5, 0.5), lambda r: 2**r, lambda r: one, lambda r: r, t.bits - 0.5)
+        if t is single:
+            t.add(
+                "log", "(log(1 + f) - f + f**2/2) / f**3", (-0.2929, 0.41422), mp.log1p, lambda f: f - f * f / 2, lambda f: f**3
+            )
         else:
-            yield fit("log", lambda z: 2 * mp.atanh(root(z)) / root(z), lambda z: mp.mpf(2), lambda z: z, 1e-15, 0.02944, "(log((1 + s)/(1 - s)) - 2s) / s**3, in s**2")
-        yield fit("atan", lambda z: mp.atan(root(z)) / root(z), lambda z: one, lambda z: z, 1e-9, 1.0, "(atan(x) - x) / x**3, in x**2")
-        yield fit("tanh", lambda z: mp.tanh(root(z)) / root(z), lambda z: one, lambda z: z, 1e-9, 0.3026, "(tanh(x) - x) / x**3 for x in ±0.55, in x**2")
-        sine = lambda z: mp.sin(root(z)) / root(z)  # noqa: E731
-        yield fit("sin", sine, lambda z: one, lambda z: z, 1e-9, 2.54, "(sin(r) - r) / r**3 for r in ±pi/2, in r**2")
-        yield fit("sin4", sine, lambda z: one, lambda z: z, 1e-9, 0.6225, "(sin(r) - r) / r**3 for r in ±pi/4, in r**2")
-        yield fit("cos4", lambda z: mp.cos(root(z)), lambda z: 1 - z / 2, lambda z: z * z, 1e-9, 0.6225, "(cos(r) - 1 + r**2/2) / r**4, in r**2")
-        yield fit("asin", lambda z: mp.asin(root(z)) / root(z), lambda z: one, lambda z: z, 1e-9, 0.25, "(asin(x) - x) / x**3, in x**2")
-        yield fit("sinh", lambda z: mp.sinh(root(z)) / root(z), lambda z: one, lambda z: z, 1e-9, 1.0, "(sinh(x) - x) / x**3 for x in ±1, in x**2")
-        yield fit("erf", lambda z: mp.erf(root(z)) / root(z), lambda z: one, lambda z: one, 1e-9, 1.0, "(erf(x) - x) / x for x in ±1, in x**2")
-        if to == 32:
-            yield fit("erfc_mid", lambda x: mp.erf(x + 2.5), lambda x: one, lambda x: -one, -1.5, 1.5, "erfc(x + 2.5) for x in ±1.5")
-            continue
-        # The centre is chosen so that the constant term is almost a float64.
-        k = mp.mpf(61) / 16
-        yield fit("erfc", lambda t, k=k: _erfc_shape(k * (1 + t) / (1 - t)), lambda t: mp.mpf(0), lambda t: one,
-                  float((0.5 - k) / (0.5 + k)), float((27.3 - k) / (27.3 + k)), "e**(x**2) erfc(x) (1 + 2x), in (x - 61/16) / (x + 61/16)")  # fmt: skip
-
-        atanh = lambda z: mp.atanh(root(z)) / root(z)  # noqa: E731
-        yield fit("pow_log", atanh, lambda z: 1 + z / 3, lambda z: z * z, 1e-15, 0.02944, "(atanh(s)/s - 1 - s**2/3) / s**4, in s**2", 68)
-        yield fit("log2_short", lambda z: 2 / mp.log(2) * atanh(z), lambda z: mp.mpf(0), lambda z: one, 1e-15, 0.02944, "log2((1 + s)/(1 - s)) / s, in s**2", 40)
-        yield fit("lgamma2", lambda t: mp.loggamma(2 + t) / t if t else 1 - mp.euler, lambda t: mp.mpf(0), lambda t: one, -0.5, 0.501, "lgamma(2 + t) / t")
-        yield fit("stirling", lambda z: 1 + _stirling(1 / root(z)), lambda z: one, lambda z: one, 1e-8, 6.4**-2,
-                  "y (lgamma(y) - (y - 1/2) log(y) + y - log(2 pi)/2) for y > 6.4, in y**-2", 54)  # fmt: skip
-        zero = mp.findroot(mp.digamma, 1.4616321449683623)
-        yield fit("digamma1", lambda t, r=zero: mp.digamma(r + t) / t, lambda t: mp.mpf(0), lambda t: one, -0.4617, 0.5384, "digamma(root + t) / t", 52.8)
-        yield fit("digamma_tail", lambda z: 1 + _digamma_tail(1 / root(z)), lambda z: one, lambda z: one, 1e-8, 6.9**-2,
-                  "y**2 (log(y) - 1/(2y) - digamma(y)) for y > 6.9, in y**-2", 54)  # fmt: skip
-        for k, (low, high, centre) in enumerate(ERFINV):
-            change = (lambda t, c=centre: t + c) if k == 0 else (lambda t, c=centre: (t + c) ** 2)
-            yield fit(f"erfinv{k}", lambda t, f=change: _erfinv_shape(f(t)), lambda t: mp.mpf(0), lambda t: one, low - centre, high - centre,
-                      f"erfinv(x)/x, in {'w' if k == 0 else 'sqrt(w)'} - {centre} with w = -log(1 - x**2)")  # fmt: skip
+            note = "(log((1 + s)/(1 - s)) - 2s) / s**3, in s**2"
+            t.add("log", note, (1e-15, s_reach), lambda z: 2 * _atanh_series(z), lambda z: mp.mpf(2), lambda z: z)
+        t.odd("atan", mp.atan, 1.0)
+        t.odd("tanh", mp.tanh, 0.55)
+        t.odd("sin", mp.sin, 1.594)  # pi/2 and the error of choosing the multiple
+        t.all.append(replace(t.all[-1], name="sin4", hi=0.6225))
+        cos_scale = lambda z: z * z
+        note = "(cos(r) - 1 + r**2/2) / r**4, in r**2"
+        t.add("cos4", note, (1e-9, 0.6225), lambda z: mp.cos(mp.sqrt(z)), lambda z: 1 - z / 2, cos_scale)
+        t.odd("asin", mp.asin, 0.5)
+        t.odd("sinh", mp.sinh, 1.0)
+        ratio = lambda z: mp.erf(mp.sqrt(z)) / mp.sqrt(z)
+        t.add("erf", "(erf(x) - x) / x, in x**2", (1e-9, 1), ratio, lambda z: one, lambda z: one)
+    single.add("erfc_mid", "erfc(x + 2.5)", (-1.5, 1.5), lambda x: mp.erf(x + 2.5), lambda x: one, lambda x: -one)
+    t = double
+    # The centre is chosen so that the constant term is almost a float64; so are those of erfinv.
+    k = mp.mpf(61) / 16
+    note = "e**(x**2) erfc(x) (1 + 2x), in (x - 61/16) / (x + 61/16)"
+    t.plain("erfc", note, ((0.5 - k) / (0.5 + k), (27.3 - k) / (27.3 + k)), lambda v: _erfc_shape(k * (1 + v) / (1 - v)))
+    note = "(atanh(s)/s - 1 - s**2/3) / s**4, in s**2"
+    t.add("pow_log", note, (1e-15, s_reach), _atanh_series, lambda z: 1 + z / 3, lambda z: z * z, 68)
+    t.plain("log2_short", "log2((1 + s)/(1 - s)) / s, in s**2", (1e-15, s_reach), lambda z: 2 / mp.log(2) * _atanh_series(z), 40)
+    t.plain("lgamma2", "lgamma(2 + t) / t", (-0.587, 0.501), lambda v: mp.loggamma(2 + v) / v)
+    note = "y (lgamma(y) - (y - 1/2) log(y) + y - log(2 pi)/2) for y > 6.4, in y**-2"
+    t.small("stirling", note, (1e-8, 6.4**-2), lambda z: _stirling(1 / mp.sqrt(z)), 54)
+    root = mp.findroot(mp.digamma, 1.4616321449683623)
+    t.plain("digamma1", "digamma(root + t) / t", (-0.4617, 0.5384), lambda v: mp.digamma(root + v) / v, 52.8)
+    note = "y**2 (log(y) - 1/(2y) - digamma(y)) for y > 6.9, in y**-2"
+    t.small("digamma_tail", note, (1e-8, 6.9**-2), lambda z: _digamma_tail(1 / mp.sqrt(z)), 54)
+    for n, (low, high, centre) in enumerate(ERFINV):
+        note = f"erfinv(x)/x, in {'sqrt(w)' if n else 'w'} - {centre} with w = -log(1 - x**2)"
+        power = 2 if n else 1
+        shape = lambda v, c=centre, power=power: _erfinv_shape((v + c) ** power)
+        t.plain(f"erfinv{n}", note, (low - centre, high - centre), shape)
+    return single.all + double.all
 
 
 def main(names: list[str]) -> None:

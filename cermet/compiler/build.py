@@ -86,7 +86,7 @@ def build_schedule(outputs: Sequence[Node], target: Target) -> Schedule:
             calls.extend(loop_calls(loops, [n for n in g.nodes if n in evaluated], target))
         else:
             calls.extend(hand_calls(g.nodes[0], strides_of, target))  # type: ignore[arg-type]
-    offsets, size, donations = _place(calls, set(roots))
+    offsets, size, donations = _place(calls, set(roots), set(final))
     return Schedule(calls, final, offsets, size, fusion, donations)
 
 
@@ -140,8 +140,11 @@ class _Lifetimes:
         self.last[value] = k
 
 
-def _place(calls: list[Call], outputs: set[Node]) -> tuple[dict[Any, int], int, list[tuple[Node, Node]]]:
-    """Places of intermediates and temporaries in the arena, its size, and (output, leaf whose memory it may take over)."""
+def _place(calls: list[Call], outputs: set[Node], results: set[Node]) -> tuple[dict[Any, int], int, list[tuple[Node, Node]]]:
+    """Places of intermediates and temporaries in the arena, its size, and (output, leaf whose memory it may take over).
+
+    ``outputs`` are written by the calls; ``results`` also holds leaves that are results themselves.
+    """
     life = _Lifetimes(calls, outputs)
     heir: dict[Any, Any] = {}  # value -> the one whose memory it takes over
     given: set[Any] = set()
@@ -154,7 +157,7 @@ def _place(calls: list[Call], outputs: set[Node]) -> tuple[dict[Any, int], int, 
             if m.buffer is None and n not in outputs and life.last.get(m) == k and m not in outputs and life.first.get(n) == k:
                 heir[n] = m
                 given.add(m)
-            elif m.buffer is not None and n in outputs and life.leaf_last.get(m) == k and last_check < 0:
+            elif m.buffer is not None and m not in results and n in outputs and life.leaf_last.get(m) == k and last_check < 0:
                 donations.append((n, m))
     births: list[list[tuple[Any, int]]] = [[] for _ in calls]
     deaths: list[list[Any]] = [[] for _ in calls]

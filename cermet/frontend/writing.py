@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from cermet.frontend.core import TensorBase, check_writable, hooks, node_of
-from cermet.ops import random, shape
+from cermet.ops import random
+from cermet.ops.public import PUBLIC
 from cermet.ops.support import full_value, is_number, to_dtype
 
 __all__ = ["METHODS"]
@@ -58,9 +60,8 @@ def _bernoulli(x: Any, p: Any = 0.5, *, generator: Any = None) -> Any:
     return to_dtype(lt(u, float(p) if is_number(p) else to_dtype(p, u.dtype)), x.dtype)
 
 
-def _reshaping(name: str) -> Callable[..., Any]:
+def _reshaping(view: Callable[..., Any], name: str) -> Callable[..., Any]:
     """``name_``: the tensor itself becomes the view."""
-    view = next(p.fn for p in shape_functions() if p.name == name)
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         return set_data(self, view(self, *args, **kwargs))
@@ -70,18 +71,46 @@ def _reshaping(name: str) -> Callable[..., Any]:
     return method
 
 
-def shape_functions() -> list[Any]:
-    """The public functions of `cermet.ops.shape`."""
-    from cermet.ops.public import PUBLIC
-
-    return [p for p in PUBLIC.values() if p.fn.__module__ == shape.__name__]
-
-
 def where(self: Any, condition: Any, other: Any) -> Any:
     """This tensor where the condition is true, else ``other``."""
     from cermet.ops.elementwise import where_function
 
     return where_function(condition, self, other)
+
+
+def ndimension(self: Any) -> int:
+    """Number of dimensions."""
+    return node_of(self).meta.ndim
+
+
+def is_nonzero(self: Any) -> bool:
+    """Whether a tensor of one element is not 0."""
+    return bool(self)
+
+
+def get_device(self: Any) -> int:
+    """The index of the tensor's device, -1 for the CPU."""
+    d = node_of(self).meta.device
+    return -1 if d.type == "cpu" else (d.index or 0)
+
+
+def fill_diagonal_(self: Any, fill_value: Any, wrap: bool = False) -> Any:
+    """Make the elements of the main diagonal ``fill_value``; with ``wrap`` a tall matrix's diagonal begins anew after each square.
+
+    Raises:
+        RuntimeError: for fewer than two dimensions, or more with different sizes.
+    """
+    sizes = node_of(self).meta.shape
+    if len(sizes) < 2 or (len(sizes) > 2 and len(set(sizes)) > 1):
+        raise RuntimeError(f"fill_diagonal_: expected a matrix, or equal sizes, got shape {list(sizes)}")
+    steps = sum(math.prod(sizes[d + 1 :]) for d in range(len(sizes)))
+    flat = math.prod(sizes)
+    stop = flat if wrap or len(sizes) > 2 else min(flat, sizes[1] * sizes[1])
+    import numpy as np
+
+    hit = np.zeros(flat, np.bool_)
+    hit[:stop:steps] = True
+    return self.masked_fill_(hooks.to_tensor(hit.reshape(sizes), dtype=None, like=None), fill_value)
 
 
 def is_floating_point(self: Any) -> bool:
@@ -106,6 +135,7 @@ def is_same_size(self: Any, other: Any) -> bool:
 
 METHODS: dict[str, Callable[..., Any]] = {
     "fill_": fill_, "zero_": zero_, "copy_": copy_, "set_": set_data, "where": where, "is_floating_point": is_floating_point,
+    "ndimension": ndimension, "is_nonzero": is_nonzero, "get_device": get_device, "fill_diagonal_": fill_diagonal_,
     "is_complex": is_complex, "is_signed": is_signed, "is_same_size": is_same_size,
     **{
         name: _random(fn, name)
@@ -115,6 +145,6 @@ METHODS: dict[str, Callable[..., Any]] = {
             "bernoulli_": _bernoulli,
         }.items()
     },
-    **{name + "_": _reshaping(name) for name in ("squeeze", "unsqueeze", "transpose", "swapaxes", "swapdims", "t")},
+    **{p.name + "_": _reshaping(p.fn, p.name) for p in PUBLIC.values() if getattr(p.fn, "in_place_view", False)},
 }  # fmt: skip
 """By name; `cermet.frontend.tensor` puts them on the class."""

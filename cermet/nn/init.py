@@ -8,6 +8,7 @@ from typing import Any
 
 from cermet import dtypes as dt
 from cermet.frontend.autograd import Mode
+from cermet.frontend.interop import from_array
 from cermet.ops.public import PUBLIC
 from cermet.ops.random import normal_around, random_gaussian, random_uniform, uniform_between
 
@@ -75,17 +76,20 @@ def trunc_normal_(tensor: Any, mean: float = 0.0, std: float = 1.0, a: float = -
 
 def constant_(tensor: Any, val: float) -> Any:
     """One value everywhere."""
-    return _fill(tensor, val)
+    import numpy as np
+
+    # A value in memory rather than a recorded constant: then the first training step is the same program as all others.
+    return _fill(tensor, from_array(np.full(tuple(tensor.shape), val, tensor.dtype.numpy), tensor.dtype))
 
 
 def ones_(tensor: Any) -> Any:
     """One everywhere."""
-    return _fill(tensor, 1.0)
+    return constant_(tensor, 1.0)
 
 
 def zeros_(tensor: Any) -> Any:
     """Zero everywhere."""
-    return _fill(tensor, 0.0)
+    return constant_(tensor, 0.0)
 
 
 def eye_(tensor: Any) -> Any:

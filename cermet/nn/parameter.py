@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from cermet import dtypes as dt
 from cermet.frontend.core import new_tensor, node_of
+from cermet.frontend.interop import from_array
 from cermet.frontend.tensor import Tensor
 from cermet.ops.public import PUBLIC
 
@@ -14,12 +17,16 @@ __all__ = ["Buffer", "Parameter", "UninitializedBuffer", "UninitializedParameter
 
 def empty(*shape: int, dtype: Any = None, device: Any = None) -> Any:
     """A tensor to be filled in."""
-    return PUBLIC[("", "zeros")].fn(shape, dtype=dtype, device=device)
+    from cermet.ops.creation import resolve_device
+
+    resolve_device(device)
+    return PUBLIC[("", "zeros")].fn(shape, dtype=dtype)
 
 
 def full(shape: tuple[int, ...], value: float, dtype: Any = None, device: Any = None) -> Any:
-    """A tensor of one value."""
-    return PUBLIC[("", "full")].fn(shape, value, dtype=dtype or dt.get_default_dtype(), device=device)
+    """A tensor of one value, in memory."""
+    d = dtype or dt.get_default_dtype()
+    return from_array(np.full(shape, value, d.numpy), d)
 
 
 class Parameter(Tensor):

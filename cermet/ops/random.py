@@ -331,6 +331,7 @@ def set_rng_state(new_state: Any) -> None:
     state.default_generator.set_state(new_state)
 
 
+public(method=False)(state.Generator)
 public(method=False)(state.manual_seed)
 public(method=False)(state.seed)
 public(method=False)(state.initial_seed)

@@ -37,6 +37,12 @@ def transposed(x: Any, a: int, b: int) -> Any:
     return view(permute, x, dims=tuple(order))
 
 
+def _renames(fn: Any) -> Any:
+    """Mark a view whose in-place form changes the tensor's own shape instead of its elements (decorator)."""
+    fn.in_place_view = True
+    return fn
+
+
 def _listed(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(args[0]) if len(args) == 1 and isinstance(args[0], tuple | list) else args
 
@@ -137,6 +143,7 @@ def ravel(input: Any) -> Any:
 
 
 @public()
+@_renames
 def squeeze(input: Any, dim: Any = None) -> Any:
     """A view without the dimensions of size 1, or without those of ``dim`` that have size 1."""
     shape = tuple(input.shape)
@@ -147,6 +154,7 @@ def squeeze(input: Any, dim: Any = None) -> Any:
 
 
 @public()
+@_renames
 def unsqueeze(input: Any, dim: int) -> Any:
     """A view with a new dimension of size 1 at ``dim``."""
     shape = tuple(input.shape)
@@ -155,6 +163,7 @@ def unsqueeze(input: Any, dim: int) -> Any:
 
 
 @public(aliases=("swapaxes", "swapdims"))
+@_renames
 def transpose(input: Any, dim0: int, dim1: int) -> Any:
     """A view with two dimensions exchanged."""
     n = len(input.shape)
@@ -177,6 +186,7 @@ def permute_(input: Any, *dims: Any) -> Any:
 
 
 @public()
+@_renames
 def t(input: Any) -> Any:
     """A view of the transposed matrix; vectors and scalars as they are.
 
@@ -187,6 +197,18 @@ def t(input: Any) -> Any:
     if n > 2:
         raise RuntimeError(f"t: expected at most two dimensions, got shape {list(input.shape)}; use .mT or .transpose()")
     return view(permute, input, dims=tuple(reversed(range(n))))
+
+
+@public(name="H", prop=True)
+def big_h(input: Any) -> Any:
+    """A view of the transposed matrix (the adjoint of a real one).
+
+    Raises:
+        RuntimeError: for other numbers of dimensions than 0 or 2.
+    """
+    if len(input.shape) not in (0, 2):
+        raise RuntimeError(f"H: expected a matrix, got shape {list(input.shape)}; use .mT for batches")
+    return t(input)
 
 
 @public(name="T", prop=True)
@@ -202,6 +224,10 @@ def matrix_t(input: Any) -> Any:
     if n < 2:
         raise RuntimeError(f"mT: expected at least two dimensions, got shape {list(input.shape)}")
     return transposed(input, n - 2, n - 1)
+
+
+public(name="mH", prop=True)(matrix_t)
+public(name="adjoint")(matrix_t)
 
 
 @public(aliases=("moveaxis",))

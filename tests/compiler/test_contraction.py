@@ -65,9 +65,7 @@ def spec_of(a: Matrix, b: Matrix, c: Matrix) -> ContractionSpec:
 
 
 def bind(a: Matrix, b: Matrix, c: Matrix, target: Target) -> Bound:
-    return Bound(
-        plan(spec_of(a, b, c), target), target, {"a": a.address, "b": b.address, "out": c.address}, guarded=True
-    )
+    return Bound(plan(spec_of(a, b, c), target), target, {"a": a.address, "b": b.address, "out": c.address}, guarded=True)
 
 
 def agrees(a: Matrix, b: Matrix, c: np.ndarray, dtype: dt.DType) -> None:
@@ -84,7 +82,9 @@ def agrees(a: Matrix, b: Matrix, c: np.ndarray, dtype: dt.DType) -> None:
     assert (error <= bound).all(), f"worst error {np.nanmax(error - bound)} over the bound"
 
 
-def check(shape: tuple[int, ...], dtype: dt.DType, target: Target | None = None, orders: Any = (None, None, None), **more: Any) -> None:
+def check(
+    shape: tuple[int, ...], dtype: dt.DType, target: Target | None = None, orders: Any = (None, None, None), **more: Any
+) -> None:
     """Compute ``(*batch, m, n, k)`` and compare; then again in pieces, and compare bits."""
     *batch, m, n, k = shape
     out = more.get("out", dtype)
@@ -148,7 +148,9 @@ def test_long_sums_are_split(shape: tuple[int, ...]) -> None:
         check(shape, dt.float32, orders=orders)
 
 
-@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (40, 8, 8, 8), (2, 3, 2, 33, 20, 17), (6, 1, 30, 40), (2, 3, 30, 1, 40)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(3, 4, 5, 6), (40, 8, 8, 8), (2, 3, 2, 33, 20, 17), (6, 1, 30, 40), (2, 3, 30, 1, 40)], ids=str
+)
 def test_batches(shape: tuple[int, ...]) -> None:
     rank = len(shape) - 1
     for dtype in (dt.float32, dt.bfloat16, dt.int32):

@@ -16,7 +16,7 @@ from cermet.compiler.llvm import jit
 from cermet.compiler.llvm.emit import ENTRY, emit_module
 from cermet.compiler.llvm.target import NAMED, host
 from cermet.compiler.loops.interpret import interpret, philox
-from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, Param, Reduce, Register, Store, Var, const
+from cermet.compiler.loops.ir import MATH, Assign, Define, Expr, For, Guard, Kernel, Param, Reduce, Register, Store, Var, const
 from cermet.compiler.loops.verify import verify
 
 FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
@@ -139,6 +139,14 @@ def test_floating_binary(name: str, d: dt.DType) -> None:
     check_elementwise(name, [d, d], d, lambda x, y: op(name, x, y))
 
 
+@pytest.mark.parametrize("value", [0.0, 1.5, np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("name", ["min", "max", "fmin", "fmax"])
+def test_extremes_with_a_constant(name: str, value: float) -> None:
+    for n in (5, 100):
+        check_elementwise(name, [dt.float32], dt.float32, lambda x: op(name, x, const(value, dt.float32)), n=n)
+        check_elementwise(name, [dt.float32], dt.float32, lambda x: op(name, const(value, dt.float32), x), n=n)
+
+
 @pytest.mark.parametrize("d", FLOATS, ids=lambda d: d.name)
 @pytest.mark.parametrize("name", ["neg", "abs", "sign", "floor", "ceil", "trunc", "rint", "sqrt", "rsqrt"])
 def test_floating_unary(name: str, d: dt.DType) -> None:
@@ -256,6 +264,30 @@ def test_philox(word: int) -> None:
     check_elementwise("philox", [dt.int64], dt.int64, lambda c: op("philox", const(-12345678901234), c, attr=word))
 
 
+def _arguments(name: str, d: dt.DType) -> list[np.ndarray]:
+    x = data(d, 300, 1, special=False).astype(np.float64)
+    unit = {"asin", "acos", "atanh", "erfinv"}
+    positive = {"log", "log2", "log10", "pow", "lgamma", "digamma"}
+    if name in unit:
+        x = np.tanh(x)
+    elif name in positive:
+        x = np.abs(x) + 1e-3
+    elif name in ("log1p", "acosh"):
+        x = np.abs(x) + (name == "acosh")
+    return [x.astype(d.numpy), data(d, 300, 2, special=False)]
+
+
+@pytest.mark.parametrize("d", [dt.float32, dt.float64], ids=lambda d: d.name)
+@pytest.mark.parametrize("name", MATH)
+def test_mathematical_functions(name: str, d: dt.DType) -> None:
+    """Roughly right, as vectors and as scalars; how nearly is the vector math's own tests' business."""
+    arity = 2 if name in ("pow", "atan2") else 1
+    buffers = ins(*[d] * arity)
+    kernel = elementwise(name, buffers, out(d), lambda *x: op(name, *x))
+    n = 300
+    same(kernel, [*_arguments(name, d)[:arity], np.zeros(n, d.numpy), n], -(-n // 64), rtol=2e-6 if d is dt.float32 else 1e-13)
+
+
 # -- access patterns -----------------------------------------------------------------------------------------------
 
 
@@ -282,7 +314,9 @@ def test_strides_given_at_run_time(step: int) -> None:
 def test_offsets_that_are_not_affine() -> None:
     (x,), result, v = ins(dt.float32), out(dt.float32), Var("v")
     at = op("imod", v.expr * 7, const(45))
-    kernel = Kernel("modulo", [x, result], [For(v, const(45), [Store(result, at, x.load(op("idiv", v.expr, const(3))))], "vector")])
+    kernel = Kernel(
+        "modulo", [x, result], [For(v, const(45), [Store(result, at, x.load(op("idiv", v.expr, const(3))))], "vector")]
+    )
     same(kernel, [data(dt.float32, 45), np.zeros(45, np.float32)])
 
 
@@ -345,7 +379,9 @@ def test_a_row_gathered_by_index() -> None:
     """An embedding: a uniform load gives the row, the columns are contiguous."""
     index, table, result = Param("index", "buffer", dt.int64), Param("table", "buffer", dt.float32), out(dt.float32)
     p, v, width = Var("p"), Var("v"), 24
-    body = For(v, const(width), [Store(result, p.expr * width + v.expr, table.load(index.load(p.expr) * width + v.expr))], "vector")
+    body = For(
+        v, const(width), [Store(result, p.expr * width + v.expr, table.load(index.load(p.expr) * width + v.expr))], "vector"
+    )
     kernel = Kernel("embedding", [index, table, result], [For(p, const(9), [body], "parallel")], inplace=False)
     rng = np.random.default_rng(3)
     same(kernel, [rng.integers(0, 5, 9), data(dt.float32, 5 * width), np.zeros(9 * width, np.float32)], 9)
@@ -475,7 +511,10 @@ def test_argmax() -> None:
     value = x.load(v.expr * 9 + r.expr)
     more = op("gt", value, best.expr, dtype=dt.bool)
     scan = For(
-        r, const(9), [Assign(where, op("select", more, r.expr, where.expr)), Assign(best, op("select", more, value, best.expr))], "serial"
+        r,
+        const(9),
+        [Assign(where, op("select", more, r.expr, where.expr)), Assign(best, op("select", more, value, best.expr))],
+        "serial",
     )
     body = [Define(best, const(-np.inf, dt.float32)), Define(where, const(-1)), scan, Store(result, v.expr, where.expr)]
     kernel = Kernel("argmax", [x, result], [For(v, const(13), body, "vector")])
@@ -489,7 +528,12 @@ def test_guards_and_registers() -> None:
     value = x.load(p.expr * 6 + r.expr - 1)
     body = [
         Define(acc, const(1.0, dt.float32)),
-        For(r, const(6), [Guard(odd, [Reduce(acc, "add", value)]), Guard(odd, [Assign(acc, op("mul", acc.expr, value))])], "serial"),
+        For(
+            r,
+            const(6),
+            [Guard(odd, [Reduce(acc, "add", value)]), Guard(odd, [Assign(acc, op("mul", acc.expr, value))])],
+            "serial",
+        ),
         Store(result, p.expr, acc.expr),
     ]
     kernel = Kernel("guards", [x, result], [For(p, const(3), body, "parallel")])
@@ -511,13 +555,21 @@ def test_scratch_carries_values_between_loops() -> None:
         For(v, const(20), [Store(tmp, v.expr, op("mul", x.load(v.expr), x.load(v.expr)))], "vector"),
         For(w, const(20), [Store(result, w.expr, op("add", tmp.load(w.expr), tmp.load(w.expr * -1 + 19)))], "vector"),
     ]
-    same(Kernel("scratch", [x, result, tmp], body), [data(dt.float32, 20, special=False), np.zeros(20, np.float32), 64], scratch=256)
+    same(
+        Kernel("scratch", [x, result, tmp], body),
+        [data(dt.float32, 20, special=False), np.zeros(20, np.float32), 64],
+        scratch=256,
+    )
 
 
 def test_load_after_store_sees_it() -> None:
     buffer, result, v = out(dt.float32, "buffer"), out(dt.float32), Var("v")
     load = buffer.load(v.expr)
-    body = [Store(result, v.expr, load), Store(buffer, v.expr, op("add", load, const(1.0, dt.float32))), Store(result, v.expr, op("mul", load, load))]
+    body = [
+        Store(result, v.expr, load),
+        Store(buffer, v.expr, op("add", load, const(1.0, dt.float32))),
+        Store(result, v.expr, op("mul", load, load)),
+    ]
     kernel = Kernel("reload", [buffer, result], [For(v, const(11), body, "vector")])
     same(kernel, [data(dt.float32, 11, special=False), np.zeros(11, np.float32)])
 
@@ -561,7 +613,9 @@ def test_random_elementwise(choose: Any) -> None:
         leaves.append(cast(b.load(at, mask), dt.float32))
     result = out(choose.draw(st.sampled_from([dt.float32, dt.float16, dt.bool])))
     value = choose.draw(expressions(leaves))
-    kernel = Kernel("random", [*buffers, result, s], [For(v, const(n), [Store(result, v.expr, cast(value, result.dtype))], "vector")])
+    kernel = Kernel(
+        "random", [*buffers, result, s], [For(v, const(n), [Store(result, v.expr, cast(value, result.dtype))], "vector")]
+    )
     arrays = [data(d, 2 * n, k) for k, d in enumerate(dtypes)]
     same(kernel, [*arrays, np.zeros(n, result.dtype.numpy), 2])
 
@@ -587,7 +641,12 @@ def test_random_nests(choose: Any) -> None:
     unroll = choose.draw(st.booleans())
     inner = For(b, const(shape[2]), [Reduce(part, name, value)], kinds[1], unroll)
     row = p.expr * shape[1] + a.expr
-    body = [Define(part, const(0.0, dt.float32)), inner, Store(rows, row, part.expr), Reduce(total, "add", op("mul", part.expr, const(2.0, dt.float32)))]
+    body = [
+        Define(part, const(0.0, dt.float32)),
+        inner,
+        Store(rows, row, part.expr),
+        Reduce(total, "add", op("mul", part.expr, const(2.0, dt.float32))),
+    ]
     outer = [Define(total, const(5.0, dt.float32)), For(a, const(shape[1]), body, kinds[0]), Store(result, p.expr, total.expr)]
     kernel = Kernel("nest", [x, y, result, rows], [For(p, const(shape[0]), outer, "parallel")], inplace=False)
     rng = np.random.default_rng(size)
@@ -602,7 +661,9 @@ def sampler() -> list[Kernel]:
     """Kernels that touch every awkward corner of code generation."""
     made = [softmax(3, None)]
     half = elementwise("half", ins(dt.float16, dt.bfloat16), out(dt.float16), lambda x, y: op("add", x, y))
-    rounds = elementwise("rounds", ins(dt.float32), out(dt.float32), lambda x: op("floor", op("rint", op("ceil", op("trunc", x)))))
+    rounds = elementwise(
+        "rounds", ins(dt.float32), out(dt.float32), lambda x: op("floor", op("rint", op("ceil", op("trunc", x))))
+    )
     fma = elementwise("fma", ins(dt.float64, dt.float64), out(dt.float64), lambda x, y: op("fma", x, y, x))
     fma32 = elementwise("fma", ins(dt.float32, dt.float32), out(dt.float32), lambda x, y: op("fma", x, y, x))
     ints = elementwise("ints", ins(dt.int32, dt.int32), out(dt.int32), lambda x, y: op("idiv", x, op("shr", y, x)))

@@ -218,7 +218,9 @@ def test_the_interpreter_refuses_to_leave_a_buffer() -> None:
 def test_blocks_as_lanes_and_one_by_one_agree() -> None:
     p = Var("p")
     lanes = kernel(For(p, const(4), [For(R, const(3), [store(X.load(p.expr * 3 + R.expr), p.expr * 3 + R.expr)])], "parallel"))
-    blocks = kernel(For(p, const(4), [For(V, const(3), [store(X.load(p.expr * 3 + V.expr), p.expr * 3 + V.expr)], "vector")], "parallel"))
+    blocks = kernel(
+        For(p, const(4), [For(V, const(3), [store(X.load(p.expr * 3 + V.expr), p.expr * 3 + V.expr)], "vector")], "parallel")
+    )
     x = np.arange(12, dtype=np.float32)
     for k in (lanes, blocks):
         y = np.zeros(12, np.float32)

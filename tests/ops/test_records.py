@@ -116,7 +116,7 @@ def setup(op: OpDef, sample: Sample) -> tuple[list[Any], list[Any], list[Any], l
 
 
 def moved(values: list[Any], place: int, direction: Any, h: float) -> list[Any]:
-    return [v + h * direction if k == place else v for k, v in enumerate(values)]
+    return [np.asarray(v + h * direction) if k == place else v for k, v in enumerate(values)]
 
 
 def total(outs: Any, weights: list[Any]) -> Any:

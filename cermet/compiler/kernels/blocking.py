@@ -127,7 +127,7 @@ def choose(
             kc = min(kc, _k_block(tile, k, l1 // 4 if far_b else _l2_values(target, size) // max(m, 1) * tile.nr * size))
     near_a = unit_a == "k" or n <= 4 * tile.nr or _stays_in_l1(target, stride_a * size, min(k, kc), min(m, 16) * size)
     read_a = "direct" if dtype is acc and n <= 128 and near_a else "packed"
-    widest = 256 if staged and kc < k else 1024  # a block's sums stay in L2
+    widest = 256 if staged and kc < k else 768  # a block's sums stay in L2
     mc, nc, k_part = _divide(target, tile, m, n, k, batch, kc, widest, read_a, read_b)
     return Blocking(tile, read_a, read_b, mc, nc, min(kc, k_part), k_part)
 

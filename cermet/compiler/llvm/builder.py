@@ -22,7 +22,23 @@ from llvmlite import ir
 from cermet import dtypes as dt
 from cermet.dtypes import DType
 
-__all__ = ["BOOL", "F16", "F32", "F64", "I8", "I16", "I32", "I64", "PTR", "LaneBuilder", "Line", "constant", "llvm_type", "memory_type", "vector"]
+__all__ = [
+    "BOOL",
+    "F16",
+    "F32",
+    "F64",
+    "I8",
+    "I16",
+    "I32",
+    "I64",
+    "PTR",
+    "LaneBuilder",
+    "Line",
+    "constant",
+    "llvm_type",
+    "memory_type",
+    "vector",
+]
 
 BOOL, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
@@ -97,6 +113,15 @@ def constant(type_: ir.Type, value: float | int) -> Line:
     if lanes > 1:
         text = f"splat ({element} {text})"
     return Line(type_, text, f"{type_} {text}")
+
+
+def _is_number(x: Any) -> bool:
+    """Whether a value is a floating constant other than NaN."""
+    ref = x.get_reference()
+    if ref.startswith("%") or "0x" not in ref:
+        return False
+    bits = int(ref[ref.index("0x") : ref.index("0x") + 18], 16)
+    return bits & ((1 << 63) - 1) <= 0x7FF << 52
 
 
 def element_of(type_: ir.Type) -> ir.Type:
@@ -229,7 +254,9 @@ class LaneBuilder:
 
     def insert(self, x: Any, scalar: Any, lane: int) -> Line:
         """``x`` with one lane replaced."""
-        return self.line(x.type, f"insertelement {x.type} {x.get_reference()}, {scalar.type} {scalar.get_reference()}, i64 {lane}")
+        return self.line(
+            x.type, f"insertelement {x.type} {x.get_reference()}, {scalar.type} {scalar.get_reference()}, i64 {lane}"
+        )
 
     def shuffle(self, x: Any, y: Any, lanes: list[int]) -> Line:
         """The numbered lanes of ``x`` followed by ``y`` (-1: any)."""
@@ -330,21 +357,32 @@ class LaneBuilder:
             return self._intrinsic("trunc", x)
         return self.copysign(self.floor(self.fabs(x)), x)
 
+    # The extremes are a comparison and a choice, which is what processors have: the intrinsics' promises about the sign of zero cost more,
+    # and leave open which zero comes out. Here it is the second operand's (of a constant and another: the other's).
+
+    def _extreme(self, pred: str, x: Any, y: Any) -> Any:
+        if not y.get_reference().startswith("%"):
+            x, y = y, x
+        chosen = self.select(self.fcmp(pred, x, y), x, y)  # y where either is NaN
+        if _is_number(x):
+            return chosen
+        return self.select(self.fcmp("uno", x, x), x, chosen)
+
     def minimum(self, x: Any, y: Any) -> Any:
-        """The smaller; NaN where either is (and -0.0 < 0.0)."""
-        return self._intrinsic("minimum", x, y)
+        """The smaller; NaN where either is."""
+        return self._extreme("olt", x, y)
 
     def maximum(self, x: Any, y: Any) -> Any:
-        """The larger; NaN where either is (and -0.0 < 0.0)."""
-        return self._intrinsic("maximum", x, y)
+        """The larger; NaN where either is."""
+        return self._extreme("ogt", x, y)
 
     def fmin(self, x: Any, y: Any) -> Line:
         """The smaller; the other operand where one is NaN."""
-        return self._intrinsic("minnum", x, y)
+        return self.select(self.fcmp("uno", y, y), x, self.select(self.fcmp("olt", x, y), x, y))
 
     def fmax(self, x: Any, y: Any) -> Line:
         """The larger; the other operand where one is NaN."""
-        return self._intrinsic("maxnum", x, y)
+        return self.select(self.fcmp("uno", y, y), x, self.select(self.fcmp("ogt", x, y), x, y))
 
     # -- comparisons and choice ------------------------------------------------------------------------------------
 

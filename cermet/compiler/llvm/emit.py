@@ -13,14 +13,27 @@ from typing import Any
 
 from llvmlite import ir
 
-from cermet import dtypes as dt
 from cermet.compiler.llvm import emit_ops
 from cermet.compiler.llvm.builder import BOOL, I32, I64, PTR, VOID, Line, constant, llvm_type
-from cermet.compiler.llvm.emit_expr import Node, Scope, Val, scalar_line, varying
+from cermet.compiler.llvm.emit_expr import Scope, Val, scalar_line, varying
 from cermet.compiler.llvm.emit_memory import Memory
 from cermet.compiler.llvm.emit_survey import strips, unrolls
 from cermet.compiler.llvm.target import Target
-from cermet.compiler.loops.ir import MATH, Assign, Define, Expr, For, Guard, Kernel, Param, Reduce, Register, Stmt, Store, Var, const
+from cermet.compiler.loops.ir import (
+    Assign,
+    Define,
+    Expr,
+    For,
+    Guard,
+    Kernel,
+    Param,
+    Reduce,
+    Register,
+    Stmt,
+    Store,
+    Var,
+    const,
+)
 
 __all__ = ["ENTRY", "emit_module"]
 
@@ -203,9 +216,7 @@ class Emitter(Memory):
 
         self._loop(0, extent, 1, body, self._changes[id(stmt)], sure=extent.__class__ is int)
 
-    def _loop(
-        self, start: Any, stop: Any, step: int, body: Callable[[Any], None], changed: tuple[Any, ...], sure: bool
-    ) -> None:
+    def _loop(self, start: Any, stop: Any, step: int, body: Callable[[Any], None], changed: tuple[Any, ...], sure: bool) -> None:
         """Write ``for index in range(start, stop, step)``; ``sure``: it runs at least once."""
         parent = self.at(self.top)
         start_line, stop_line = scalar_line(start), scalar_line(stop)
@@ -246,7 +257,14 @@ class Emitter(Memory):
                 self.regs.pop(r, None)
 
     def _close(
-        self, parent: Any, entry: Any, ahead: ir.Block, after: ir.Block, latch: ir.Block, regs: list[Register], before: dict[Any, Any]
+        self,
+        parent: Any,
+        entry: Any,
+        ahead: ir.Block,
+        after: ir.Block,
+        latch: ir.Block,
+        regs: list[Register],
+        before: dict[Any, Any],
     ) -> None:
         """Enter the loop from its parent and merge the registers behind it."""
         first = parent.ir.block

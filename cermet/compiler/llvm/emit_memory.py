@@ -108,7 +108,9 @@ class Memory(Expressions):
         if self.target.has_masked and size in (4, 8):
             self._declare(name, f"declare {full} @{name}(ptr, {bits.type}, {full})")
             mask_text = f"{bits.type} {bits.get_reference()}"
-            return b.line(full, f"call {full} @{name}(ptr align {size} {address.get_reference()}, {mask_text}, {full} zeroinitializer)")
+            return b.line(
+                full, f"call {full} @{name}(ptr align {size} {address.get_reference()}, {mask_text}, {full} zeroinitializer)"
+            )
         parts = []
         for k in range(b.lanes):
             here = b.line(PTR, f"getelementptr {element}, ptr {address.get_reference()}, i64 {k}")
@@ -125,7 +127,9 @@ class Memory(Expressions):
         loaded = b.line(full, f"load {full}, ptr {address.get_reference()}, align {size}")
         b.effect(f"br label {after.get_reference()}")
         builder.position_at_end(after)
-        return b.line(full, f"phi {full} [ {loaded.ref}, {inside.get_reference()} ], [ zeroinitializer, {before.get_reference()} ]")
+        return b.line(
+            full, f"phi {full} [ {loaded.ref}, {inside.get_reference()} ], [ zeroinitializer, {before.get_reference()} ]"
+        )
 
     def _gather(self, b: LaneBuilder, scope: int, buffer: Param, offset: Val, mask: Val | None) -> Any:
         """Lane by lane: on the CPUs at hand no slower than the gather instructions, and it works for every element size."""

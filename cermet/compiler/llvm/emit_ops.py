@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cermet import dtypes as dt
-from cermet.compiler.llvm.builder import F32, F64, LaneBuilder, element_of, lanes_of, llvm_type, vector
+from cermet.compiler.llvm.builder import F32, F64, LaneBuilder, lanes_of, llvm_type, vector
 from cermet.compiler.loops.ir import MATH
 from cermet.dtypes import DType
 
@@ -373,8 +373,10 @@ def fold(b: LaneBuilder, op: str, dtype: DType, x: Any, lanes: int) -> Any:
     n = lanes_of(x.type)
     while n > lanes:
         n //= 2
-        x = combine(b, op, dtype, b.shuffle(x, None, list(range(n))), b.shuffle(x, None, list(range(n, 2 * n)))) if n > 1 else (
-            combine(b, op, dtype, b.extract(x, 0), b.extract(x, 1))
+        x = (
+            combine(b, op, dtype, b.shuffle(x, None, list(range(n))), b.shuffle(x, None, list(range(n, 2 * n))))
+            if n > 1
+            else (combine(b, op, dtype, b.extract(x, 0), b.extract(x, 1)))
         )
     return x
 

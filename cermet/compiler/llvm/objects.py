@@ -151,7 +151,9 @@ def outside_symbols(body: bytes) -> list[str]:
 def _read(path: Path) -> bytes | None:
     """The bytes of a regular file of ours; None for anything else."""
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        handle = os.open(
+            path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        )
     except OSError:
         return None
     with os.fdopen(handle, "rb") as file:

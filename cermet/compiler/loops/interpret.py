@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from scipy import special  # type: ignore[import-untyped]
 
-from cermet import dtypes as dt
 from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, Param, Reduce, Register, Stmt, Store
 from cermet.dtypes import DType
 

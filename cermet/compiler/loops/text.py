@@ -6,7 +6,7 @@ import hashlib
 import struct
 from typing import Any
 
-from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, Param, Reduce, Stmt, Store
+from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, Param, Stmt, Store
 
 __all__ = ["expression_text", "fingerprint", "to_text"]
 
@@ -148,6 +148,8 @@ class _Printer:
 
     def expression(self, root: Expr, indent: str) -> str:
         """The text of an expression; lines for shared parts are added before."""
+        if id(root) in self.shared:
+            return self.shared[id(root)]
         done: dict[int, str] = {}
         stack = [root]
         while stack:
@@ -166,7 +168,11 @@ class _Printer:
             stack.pop()
             text = self._one(e, [done[id(a)] for a in e.args])
             # Long chains, too, are cut into lines: a fused kernel may be thousands of operations deep.
-            if e.args and e is not root and (self.uses.get(id(e), 0) > 1 or len(text) > 100):
+            if (
+                e.args
+                and (e is not root or e.op != "load")
+                and (self.uses.get(id(e), 0) > 1 or (e is not root and len(text) > 100))
+            ):
                 label = f"t{len(self.shared)}"
                 self.lines.append(f"{indent}{label}: {e.dtype.name} = {text}")
                 self.shared[id(e)] = text = label

@@ -9,16 +9,33 @@ from collections.abc import Callable
 from typing import Any
 
 from cermet import dtypes as dt
-from cermet.compiler.loops.ir import COMPARE, FLOAT, INTEGER, MATH, OPS, Assign, Define, Expr, For, Guard, Kernel, Param, Reduce, Register, Stmt, Store
+from cermet.compiler.loops.ir import (
+    COMPARE,
+    FLOAT,
+    INTEGER,
+    MATH,
+    OPS,
+    Assign,
+    Define,
+    Expr,
+    For,
+    Guard,
+    Kernel,
+    Param,
+    Reduce,
+    Register,
+    Stmt,
+    Store,
+)
 from cermet.compiler.loops.text import expression_text
 from cermet.dtypes import DType
 
 __all__ = ["VerifyError", "verify"]
 
 _ARITY = {"neg": 1, "abs": 1, "sign": 1, "fma": 3, "not": 1, "select": 3, "cast": 1, "bitcast": 1, "philox": 2}
-_ARITY |= {op: 0 for op in ("const", "param", "var", "reg")}
-_ARITY |= {op: 1 for op in ("floor", "ceil", "trunc", "rint", "sqrt", "rsqrt", "isnan", "signbit")}
-_ARITY |= {op: 1 for op in MATH} | {"atan2": 2, "pow": 2}
+_ARITY |= dict.fromkeys(("const", "param", "var", "reg"), 0)
+_ARITY |= dict.fromkeys(("floor", "ceil", "trunc", "rint", "sqrt", "rsqrt", "isnan", "signbit"), 1)
+_ARITY |= dict.fromkeys(MATH, 1) | {"atan2": 2, "pow": 2}
 _FLOATING = frozenset(FLOAT + MATH + ("div",))
 _LOGIC = frozenset(("and", "or", "xor", "not"))
 _REDUCTIONS = frozenset(("add", "mul", "min", "max", "and", "or"))
@@ -46,9 +63,10 @@ class _Verifier:
         self.reduced: dict[Register, str] = {}  # from outside the vector loop we are in, with the operation
         self.vectors = 0
         self.varying_regs: set[Register] = set()
-        # Of each expression: (reads a lane's own value, registers read, variables and params used); types are checked once.
-        self.facts: dict[int, tuple[bool, frozenset[Register]]] = {}
-        self.used: dict[int, frozenset[Any]] = {}
+        # Which variables, registers and parameters an expression is made of, as bits; types are checked once.
+        self.used: dict[int, int] = {}
+        self.things: list[Any] = []
+        self.bits: dict[Any, int] = {}
         self.keep: list[Expr] = []
 
     # -- expressions -----------------------------------------------------------------------------------------------
@@ -68,10 +86,27 @@ class _Verifier:
                 continue
             stack.pop()
             _check_types(e)
-            names = frozenset().union(*[self.used[id(a)] for a in e.args]) if e.args else frozenset()
-            self.used[id(e)] = names | {e.attr} if e.op in ("var", "reg", "param", "load") else names
-        for thing in self.used[id(root)]:
+            used = 0
+            for a in e.args:
+                used |= self.used[id(a)]
+            self.used[id(e)] = used | self._bit(e.attr) if e.op in ("var", "reg", "param", "load") else used
+        for thing in self._named(root):
             self._in_scope(thing)
+
+    def _bit(self, thing: Any) -> int:
+        if thing not in self.bits:
+            self.bits[thing] = 1 << len(self.things)
+            self.things.append(thing)
+        return self.bits[thing]
+
+    def _named(self, root: Expr) -> list[Any]:
+        """What an expression that was checked is made of."""
+        used, found = self.used[id(root)], []
+        while used:
+            bit = used & -used
+            used ^= bit
+            found.append(self.things[bit.bit_length() - 1])
+        return found
 
     def _in_scope(self, thing: Any) -> None:
         if isinstance(thing, Param):
@@ -86,7 +121,7 @@ class _Verifier:
         """Whether an expression may differ from lane to lane."""
         if not self.vectors:
             return False
-        return any((self.vars.get(t, False) if not isinstance(t, Register) else t in self.varying_regs) for t in self.used[id(root)])
+        return any(t in self.varying_regs if isinstance(t, Register) else self.vars.get(t, False) for t in self._named(root))
 
     def value(self, expr: Expr, dtype: DType, what: str) -> None:
         self.check(expr)
@@ -97,7 +132,9 @@ class _Verifier:
     def run(self) -> None:
         for param in self.kernel.params:
             _require(param.kind in ("buffer", "int", "scalar", "scratch"), f"parameter {param!r} has kind {param.kind!r}")
-            _require(param.kind != "int" or param.dtype is dt.int64, f"int parameter {param!r} is {param.dtype.name}, expected int64")
+            _require(
+                param.kind != "int" or param.dtype is dt.int64, f"int parameter {param!r} is {param.dtype.name}, expected int64"
+            )
         _require(len(self.params) == len(self.kernel.params), "a parameter is listed twice")
         # Work is a stack of statements and of functions that undo a scope when its body is done.
         work: list[Any] = list(reversed(self.kernel.body))
@@ -144,7 +181,9 @@ class _Verifier:
         _require(stmt.kind in ("parallel", "vector", "serial"), f"unknown kind {stmt.kind!r}")
         _require(stmt.var not in self.vars, f"variable {stmt.var!r} belongs to an enclosing loop already")
         if stmt.kind == "parallel":
-            _require(depth == 0 and len(self.kernel.body) == 1, "a parallel loop may only be the kernel's one outermost statement")
+            _require(
+                depth == 0 and len(self.kernel.body) == 1, "a parallel loop may only be the kernel's one outermost statement"
+            )
         outermost = stmt.kind == "vector" and not self.vectors
         self.vars[stmt.var] = stmt.kind == "vector"
         if stmt.kind == "vector":
@@ -176,7 +215,8 @@ class _Verifier:
             self.value(stmt.value, stmt.reg.dtype, "the value")
             _require(stmt.reg in self.regs, "the register is not defined here")
             _require(
-                not self.vectors or self.regs[stmt.reg] > 0, "the register was defined outside the vector loop; lanes may only Reduce into it"
+                not self.vectors or self.regs[stmt.reg] > 0,
+                "the register was defined outside the vector loop; lanes may only Reduce into it",
             )
         elif isinstance(stmt, Reduce):
             self._reduce(stmt)

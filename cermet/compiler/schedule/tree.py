@@ -91,7 +91,8 @@ class Trees:
             out = Tree("reduce", node)
             out.stage = self.reduce_stage[node] + 1
             return out
-        if not top:
+        # A view or leaf that is an output is copied for that; everybody else reads what is behind it.
+        if not top and (op.name == "data" or op.kind not in ("movement", "leaf")):
             strides = self.strides_of(node)
             if strides is not None:
                 offset = ZERO

@@ -106,6 +106,7 @@ def element(x: Value) -> ir.Type:
 
 
 def format_of(x: Value) -> Format:
+    """The format of a value or vector."""
     return DOUBLE if isinstance(element(x), ir.DoubleType) else SINGLE
 
 

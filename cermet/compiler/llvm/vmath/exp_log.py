@@ -1,7 +1,7 @@
 """Exponentials and logarithms.
 
-Reduction in two parts after Cody and Waite, *Software Manual for the Elementary Functions* (1980); the two-argument form of the logarithm
-(a head and a small tail, so that the last addition rounds almost alone) follows the analysis in Muller, *Elementary
+Reduction in two parts after Cody and Waite, *Software Manual for the Elementary Functions* (1980); the two-part form of the
+logarithm (a head and a small tail, so that the last addition rounds almost alone) follows the analysis in Muller, *Elementary
 Functions* (2016), chapters 9 and 11. ``log1p`` carries the rounding error of ``1 + x`` as Kahan suggested.
 """
 
@@ -30,36 +30,32 @@ def _halves(b: LaneBuilder, biased: Value) -> Pair:
     return b.as_float(b.shl(half, shift)), b.as_float(b.shl(b.sub(raw, half), shift))
 
 
-def reduce_exp(b: LaneBuilder, x: Value, shift: int = 0) -> tuple[Value, Value, Value]:
-    """``x = n ln2 + r`` with ``|r| <= ln2 / 2``: ``r``, ``n``, and ``n`` biased for `scale` (plus ``shift``)."""
+def reduce_exp(b: LaneBuilder, x: Value, shift: int = 0) -> Pair:
+    """``x = n ln2 + r`` with ``|r| <= ln2 / 2``: ``r``, and ``n + shift`` biased for `scale`."""
     fmt = format_of(x)
     hi, lo = parts(fmt, "ln2", 2)
     magic = b.f(fmt.magic + 2 * fmt.bias + shift, x)
     biased = b.fma(x, b.f(parts(fmt, "log2e", 1)[0], x), magic)
     n = b.fsub(biased, magic)
     r = b.fma(n, b.f(-hi, x), x)  # exact
-    return b.fma(n, b.f(-lo, x), r), n, biased
+    return b.fma(n, b.f(-lo, x), r), biased
 
 
 def scale(b: LaneBuilder, x: Value, biased: Value) -> Value:
-    """``x * 2**n`` for the third result of `reduce_exp`, right in overflow and underflow."""
+    """``x * 2**n`` for the second result of `reduce_exp`, right in overflow and underflow."""
     first, second = _halves(b, biased)
     return b.fmul(b.fmul(x, first), second)
 
 
-def clamp_exp(b: LaneBuilder, x: Value, stretch: float = 1.0) -> Value:
-    """``x`` limited to where `exp` has neither overflowed nor underflowed for good."""
-    low, high = (-104.5, 89.5) if format_of(x).bits == 32 else (-746.0, 710.5)
-    return cap(b, floor_at(b, x, low * stretch), high * stretch)
-
-
 def exp(b: LaneBuilder, x: Value, shift: int = 0) -> Value:
-    """``2**shift * e**x``."""
-    r, _, biased = reduce_exp(b, clamp_exp(b, x), shift)
+    """``2**shift * e**x`` (shift 0 or -1)."""
+    low, high = (-104.5, 89.5) if format_of(x).bits == 32 else (-746.0, 710.5)
+    r, biased = reduce_exp(b, cap(b, floor_at(b, x, low), high), shift)
     return scale(b, horner(b, r, (1.0, 1.0, *table("exp", x))), biased)
 
 
 def exp2(b: LaneBuilder, x: Value) -> Value:
+    """``2**x``."""
     fmt = format_of(x)
     low, high = (-151.0, 129.0) if fmt.bits == 32 else (-1076.0, 1025.0)
     y = cap(b, floor_at(b, x, low), high)
@@ -69,26 +65,23 @@ def exp2(b: LaneBuilder, x: Value) -> Value:
     return scale(b, horner(b, r, (1.0, *table("exp2", x))), biased)
 
 
-def expm1_core(b: LaneBuilder, x: Value) -> Value:
-    """``e**x - 1`` for ``x`` within about ±80 (float32) or ±700 (float64), subnormals included; -0 gives +0."""
+def expm1_core(b: LaneBuilder, x: Value, shift: int) -> Value:
+    """``2**shift (e**x - 1)`` where ``2**(n + shift)`` is a normal number; -0 gives +0."""
     fmt = format_of(x)
-    r, _, biased = reduce_exp(b, x)
+    r, biased = reduce_exp(b, x, shift - fmt.bias)
     p = b.fma(b.fmul(r, r), horner(b, r, table("exp", x)), r)
     raw = b.as_int(biased)
-    power = b.as_float(b.shl(b.sub(raw, b.i(fmt.bias, raw)), b.i(fmt.mantissa, raw)))
-    return b.fma(p, power, b.fsub(power, b.f(1.0, x)))
+    power = b.as_float(b.shl(raw, b.i(fmt.mantissa, raw)))
+    return b.fma(p, power, b.fsub(power, b.f(2.0**shift, x)))
 
 
 def expm1(b: LaneBuilder, x: Value) -> Value:
+    """``e**x - 1``."""
     fmt = format_of(x)
     low, high = (-18.0, 89.0) if fmt.bits == 32 else (-40.0, 710.0)
     y = cap(b, floor_at(b, x, low), high)
     # 2**(n-1) instead of 2**n, doubled at the end, for the last binade before overflow.
-    r, _, biased = reduce_exp(b, y)
-    p = b.fma(b.fmul(r, r), horner(b, r, table("exp", x)), r)
-    raw = b.as_int(biased)
-    power = b.as_float(b.shl(b.sub(raw, b.i(fmt.bias + 1, raw)), b.i(fmt.mantissa, raw)))
-    half = b.fma(p, power, b.fsub(power, b.f(0.5, x)))
+    half = expm1_core(b, y, -1)
     return b.select(b.fcmp("olt", b.fabs(x), b.f(fmt.half_ulp, x)), x, b.fadd(half, half))
 
 
@@ -142,7 +135,7 @@ def log_tail(b: LaneBuilder, f: Value) -> Value:
     return b.fma(s, b.fma(z, horner(b, z, c), h), b.fneg(h))
 
 
-def _decompose(b: LaneBuilder, x: Value) -> tuple[Value, Value, Value]:
+def decompose(b: LaneBuilder, x: Value) -> tuple[Value, Value, Value]:
     """``log(x) = e ln2 + f + tail`` for positive finite ``x``."""
     m, e = lifted_split(b, x)
     f = b.fsub(m, b.f(1.0, x))
@@ -157,21 +150,26 @@ def _log_specials(b: LaneBuilder, x: Value, result: Value) -> Value:
     return b.select(b.fcmp("ole", x, zero), low, result)
 
 
+def log_of_parts(b: LaneBuilder, e: Value, f: Value, tail: Value) -> Value:
+    """``e ln2 + f + tail``."""
+    hi, lo = parts(format_of(f), "ln2", 2)
+    return b.fma(e, b.f(hi, f), b.fadd(f, b.fma(e, b.f(lo, f), tail)))
+
+
 def log_finite(b: LaneBuilder, x: Value) -> Value:
     """`log` for positive finite ``x`` alone."""
-    hi, lo = parts(format_of(x), "ln2", 2)
-    e, f, tail = _decompose(b, x)
-    return b.fma(e, b.f(hi, x), b.fadd(f, b.fma(e, b.f(lo, x), tail)))
+    return log_of_parts(b, *decompose(b, x))
 
 
 def log(b: LaneBuilder, x: Value) -> Value:
+    """The natural logarithm."""
     return _log_specials(b, x, log_finite(b, x))
 
 
 def _log_base(b: LaneBuilder, x: Value, unit: str, two: tuple[float, float]) -> Value:
     """``log(x) * unit``: ``two`` is the logarithm of 2 to this base, in two parts."""
     hi, lo = parts(format_of(x), unit, 2)
-    e, f, tail = _decompose(b, x)
+    e, f, tail = decompose(b, x)
     small = b.fma(tail, b.f(hi, x), b.fmul(f, b.f(lo, x)))
     if two[1]:
         small = b.fma(e, b.f(two[1], x), small)
@@ -183,10 +181,12 @@ def _log_base(b: LaneBuilder, x: Value, unit: str, two: tuple[float, float]) -> 
 
 
 def log2(b: LaneBuilder, x: Value) -> Value:
+    """The logarithm to base 2."""
     return _log_base(b, x, "log2e", (1.0, 0.0))
 
 
 def log10(b: LaneBuilder, x: Value) -> Value:
+    """The logarithm to base 10."""
     hi, lo = parts(format_of(x), "log10_2", 2)
     return _log_base(b, x, "log10e", (hi, lo))
 
@@ -194,17 +194,16 @@ def log10(b: LaneBuilder, x: Value) -> Value:
 def log_sum(b: LaneBuilder, u: Value, c: Value) -> Value:
     """``log(u + c)`` for normal positive finite ``u`` and ``|c|`` at most an ulp of it or so."""
     fmt = format_of(u)
-    hi, lo = parts(fmt, "ln2", 2)
     m, e = split(b, u)
     # c * 2**-e; where that power would underflow (u near overflow) c does not count, and the power may come out as 0.
     most = b.i(2 * fmt.bias, e)
     inverse = b.as_float(b.shl(b.sub(most, b.smin(e, most)), b.i(fmt.mantissa, e)))
     f = b.fma(c, inverse, b.fsub(m, b.f(1.0, u)))
-    number = exponent(b, e)
-    return b.fma(number, b.f(hi, u), b.fadd(f, b.fma(number, b.f(lo, u), log_tail(b, f))))
+    return log_of_parts(b, exponent(b, e), f, log_tail(b, f))
 
 
 def log1p(b: LaneBuilder, x: Value) -> Value:
+    """``log(1 + x)``."""
     u, c = two_sum(b, b.f(1.0, x), x)
     result = log_sum(b, u, c)
     # Zero keeps its sign; infinity and NaN are their own logarithms.

@@ -1,6 +1,6 @@
 """The logarithm of the gamma function and its derivative; float32 is computed in float64.
 
-Both shift an argument below 6.5 (7) to one interval of length 1 by the recurrences ``gamma(y + 1) = y gamma(y)`` and
+Both shift an argument below 6.5 (7) to one interval of length about 1 by the recurrences ``gamma(y + 1) = y gamma(y)`` and
 ``digamma(y + 1) = digamma(y) + 1/y``, use Stirling's series (as a fitted polynomial in 1/y**2) above, and the reflection formulas
 below 1/2 (Abramowitz and Stegun, 6.1.17, 6.1.40, 6.3.7, 6.3.18).
 
@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from .common import DOUBLE, INF, NAN, SINGLE, Value, format_of, horner, table
-from .exp_log import log_finite
+from .exp_log import decompose, log_finite, log_of_parts
 
 if TYPE_CHECKING:
     from ..builder import LaneBuilder
@@ -32,22 +32,28 @@ def _sine(b: LaneBuilder, r: Value) -> Value:
 
 
 def lgamma(b: LaneBuilder, x: Value) -> Value:
+    """``log|gamma(x)|``."""
     if format_of(x) is SINGLE:
         return b.fptrunc(lgamma(b, b.fpext(x)))
     one, zero = b.f(1.0, x), b.f(0.0, x)
     reflect = b.fcmp("olt", x, b.f(0.5, x))
     y = b.select(reflect, b.fsub(one, x), x)
-    # lgamma(y) = lgamma(2 + t) + log(product), or - log(y) for y < 3/2.
-    near_one = b.fcmp("olt", y, b.f(1.5, x))
+    # lgamma(y) = lgamma(2 + t) + log(product), or - log(y) for y < 1.414.
+    near_one = b.fcmp("olt", y, b.f(1.4140625, x))
     stirling = b.fcmp("ogt", y, b.f(6.5, x))
     t, product = b.select(near_one, b.fsub(y, one), b.fsub(y, b.f(2.0, x))), b.select(near_one, y, one)
     for k in range(4):
         further = b.fcmp("oge", y, b.f(2.5 + k, x))
         t = b.select(further, b.fsub(y, b.f(3.0 + k, x)), t)
         product = b.select(further, b.fmul(product, b.fsub(y, b.f(1.0 + k, x))), product)
-    small = b.fmul(t, horner(b, t, table("lgamma2", x)))
-    logarithm = log_finite(b, b.select(stirling, y, product))
-    small = b.select(near_one, b.fsub(small, logarithm), b.fadd(small, logarithm))
+    e, f, tail = decompose(b, b.select(stirling, y, product))
+    logarithm = log_of_parts(b, e, f, tail)
+    small = horner(b, t, table("lgamma2", x))
+    # Around 1, log(y) = t + tail: t is taken out before the terms cancel.
+    at_one = b.and_(near_one, b.fcmp("oeq", e, zero))
+    small = b.fmul(t, b.select(at_one, b.fsub(small, one), small))
+    rest = b.select(at_one, tail, logarithm)
+    small = b.fadd(b.fadd(small, b.select(near_one, b.fneg(rest), rest)), zero)  # -0 would be wrong at 1
     # (y - 1/2)(log y - 1) + (log(2 pi) - 1)/2 + w(1/y**2)/y
     inverse = b.fdiv(one, y)
     w = b.fma(horner(b, b.fmul(inverse, inverse), table("stirling", x)), inverse, b.f((math.log(2 * math.pi) - 1) / 2, x))
@@ -65,6 +71,7 @@ def lgamma(b: LaneBuilder, x: Value) -> Value:
 
 
 def digamma(b: LaneBuilder, x: Value) -> Value:
+    """The derivative of ``log(gamma(x))``."""
     if format_of(x) is SINGLE:
         return b.fptrunc(digamma(b, b.fpext(x)))
     one, zero = b.f(1.0, x), b.f(0.0, x)

@@ -1,4 +1,7 @@
-"""Hyperbolic functions and their inverses, from exponentials and logarithms with the rounding errors of the arguments carried along."""
+"""Hyperbolic functions and their inverses.
+
+Made from exponentials and logarithms, with the rounding errors of the arguments carried along.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def tanh(b: LaneBuilder, x: Value) -> Value:
+    """The hyperbolic tangent."""
     # With t = e**(2|x|) - 1: tanh|x| = t / (2 + t). Its roundings add up where t is small; a polynomial serves there.
     a = b.fabs(x)
     y = cap(b, b.fadd(a, a), 19.0 if format_of(x) is SINGLE else 40.0)
-    t = expm1_core(b, y)
+    t = expm1_core(b, y, 0)
     large = b.copysign(b.fdiv(t, b.fadd(t, b.f(2.0, x))), x)
     z = b.fmul(x, x)
     small = b.fma(b.fmul(x, z), horner(b, z, table("tanh", x)), x)
@@ -23,6 +27,7 @@ def tanh(b: LaneBuilder, x: Value) -> Value:
 
 
 def sinh(b: LaneBuilder, x: Value) -> Value:
+    """The hyperbolic sine."""
     a = b.fabs(x)
     h = exp(b, a, -1)
     large = b.copysign(b.fsub(h, b.fdiv(b.f(0.25, x), h)), x)
@@ -32,6 +37,7 @@ def sinh(b: LaneBuilder, x: Value) -> Value:
 
 
 def cosh(b: LaneBuilder, x: Value) -> Value:
+    """The hyperbolic cosine."""
     h = exp(b, b.fabs(x), -1)
     return b.fadd(h, b.fdiv(b.f(0.25, x), h))
 
@@ -47,6 +53,7 @@ def _log_of_sum(b: LaneBuilder, a: Value, w: Value, w_low: Value, huge: Value) -
 
 
 def asinh(b: LaneBuilder, x: Value) -> Value:
+    """The inverse hyperbolic sine."""
     # log(a + sqrt(a**2 + 1)) = log(1 + a + a**2 / (1 + sqrt(a**2 + 1)))
     a, one = b.fabs(x), b.f(1.0, x)
     huge = b.fcmp("ogt", a, b.f(2.0**14 if format_of(x) is SINGLE else 2.0**30, x))
@@ -57,6 +64,7 @@ def asinh(b: LaneBuilder, x: Value) -> Value:
 
 
 def acosh(b: LaneBuilder, x: Value) -> Value:
+    """The inverse hyperbolic cosine."""
     # log(1 + t + sqrt(t**2 + 2t)) with t = x - 1.
     one = b.f(1.0, x)
     huge = b.fcmp("ogt", x, b.f(2.0**14 if format_of(x) is SINGLE else 2.0**30, x))
@@ -68,6 +76,7 @@ def acosh(b: LaneBuilder, x: Value) -> Value:
 
 
 def atanh(b: LaneBuilder, x: Value) -> Value:
+    """The inverse hyperbolic tangent."""
     # log(1 + 2a / (1 - a)) / 2, with the errors of the difference and the quotient.
     a, one = b.fabs(x), b.f(1.0, x)
     d = b.fsub(one, a)

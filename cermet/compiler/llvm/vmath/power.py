@@ -1,8 +1,8 @@
 """``x**y`` as ``2**(y log2(x))``; float32 is computed in float64.
 
-For float64 the logarithm is a sum of two numbers, right to some 66 bits: the series of atanh in ``s = (m - 1)/(m + 1)``, its first
-two terms in double length (Dekker, *A floating-point technique for extending the available precision*, 1971). Special cases follow
-C99, annex F.9.4.4.
+For float64 the logarithm is a sum of two numbers, right to some 66 bits: the series of atanh in ``s = (m - 1)/(m + 1)``, its
+first two terms in double length (Dekker, *A floating-point technique for extending the available precision*, 1971). Special
+cases follow C99, annex F.9.4.4.
 """
 
 from __future__ import annotations
@@ -10,7 +10,24 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from .common import DOUBLE, INF, LN2, NAN, SINGLE, Pair, Value, cap, fast_sum, flip, floor_at, format_of, horner, sign_bit, table, two_product
+from .common import (
+    DOUBLE,
+    INF,
+    LN2,
+    NAN,
+    SINGLE,
+    Pair,
+    Value,
+    cap,
+    fast_sum,
+    flip,
+    floor_at,
+    format_of,
+    horner,
+    sign_bit,
+    table,
+    two_product,
+)
 from .exp_log import exponent, lifted_split, scale, split
 from .polynomials import TABLES
 
@@ -83,6 +100,7 @@ def _magnitude_single(b: LaneBuilder, a: Value, y: Value) -> Value:
 
 
 def pow(b: LaneBuilder, x: Value, y: Value) -> Value:
+    """``x**y``."""
     a, zero, one = b.fabs(x), b.f(0.0, x), b.f(1.0, x)
     size = _magnitude_single(b, a, y) if format_of(x) is SINGLE else _magnitude_double(b, a, y)
     size = b.select(b.fcmp("oeq", a, one), one, size)

@@ -1,9 +1,9 @@
 """Sines and their inverses.
 
-Arguments are reduced by pi (by pi/2 for the tangent) in three parts after Cody and Waite, each step a fused multiply-add; the first
-is exact. Beyond some 10**5 (float32) or 10**9 (float64) a branch, taken when any lane needs it, reduces them by a product with
-enough bits of 2/pi (Payne and Hanek, *Radian Reduction for Trigonometric Functions*, 1983), one lane after another, in a function
-emitted once a module.
+Arguments are reduced by pi (by pi/2 for the tangent) in three parts after Cody and Waite, each step a fused multiply-add; the
+first is exact. Beyond 10**5 (float32) or 10**9 (float64) a branch, taken when any lane needs it, reduces them by a product with
+enough bits of 2/pi (Payne and Hanek, *Radian Reduction for Trigonometric Functions*, 1983), one lane after another, in a
+function emitted once a module.
 """
 
 from __future__ import annotations
@@ -65,9 +65,10 @@ def _two_over_pi() -> tuple[int, ...]:
 
 
 def _reduction(module: ir.Module, kind: str) -> ir.Function:
-    """``{double r, double low, i64 n} f(double x)`` with ``x = n pi/2 + r + low``, n modulo a multiple of 4; emitted once a module.
+    """``{double r, double low, i64 n} f(double x)`` with ``x = n pi/2 + r + low``, n modulo 4.
 
-    n is the nearest integer, or the nearest even or odd one, as ``kind`` says. Right for ``|x| >= 2``; NaN for infinities and NaN.
+    Emitted once a module. n is the nearest integer, or the nearest even or odd one, as ``kind`` says. Right for ``|x| >= 2``;
+    NaN for infinities and NaN.
     """
     name = f"cermet.reduce_{kind}"
     if name in module.globals:
@@ -96,10 +97,12 @@ def _reduction(module: ir.Module, kind: str) -> ir.Function:
     raw = b.as_int(x)
     e = b.and_(b.lshr(raw, b.i(52, raw)), b.i(2047, raw))
     m = b.or_(b.and_(raw, b.i((1 << 52) - 1, raw)), b.i(1 << 52, raw))  # |x| = m * 2**(e - 1075)
-    # |x| * 2/pi * 2**126 modulo 2**128 needs the 192 bits of 2/pi from weight 2**(1076 - e) on, which lie from this bit of the table.
+    # |x| * 2/pi * 2**126 modulo 2**128 needs the 192 bits of 2/pi from weight 2**(1076 - e) on: this bit of the table.
     start = b.smax(b.sub(e, b.i(1013, raw)), b.i(0, raw))
     drop, first = b.and_(start, b.i(63, raw)), b.lshr(start, b.i(6, raw))
-    loaded = [q.load(q.gep(words, [ir.Constant(I64, 0), b.add(first, b.i(k, raw))], source_etype=array), typ=I64) for k in range(4)]
+    loaded = [
+        q.load(q.gep(words, [ir.Constant(I64, 0), b.add(first, b.i(k, raw))], source_etype=array), typ=I64) for k in range(4)
+    ]
     top, middle, low = (b.call("llvm.fshl.i64", I64, (loaded[k], loaded[k + 1], drop)) for k in range(3))
     product = q.add(
         q.add(q.shl(wide(b.mul(m, top)), bits128(64)), q.mul(wide(m), wide(middle))),
@@ -214,6 +217,7 @@ def _minus_multiple(b: LaneBuilder, x: Value, n: Value, name: str) -> Value:
 
 
 def sin(b: LaneBuilder, x: Value) -> Value:
+    """The sine."""
     fmt = format_of(x)
     magic = b.f(fmt.magic, x)
     t = b.fma(x, b.f(parts(fmt, "1/pi", 1)[0], x), magic)
@@ -224,6 +228,7 @@ def sin(b: LaneBuilder, x: Value) -> Value:
 
 
 def cos(b: LaneBuilder, x: Value) -> Value:
+    """The cosine."""
     # x = (k + 1/2) pi + r: cos(x) = (-1)**(k + 1) sin(r).
     fmt = format_of(x)
     magic = b.f(fmt.magic, x)
@@ -235,6 +240,7 @@ def cos(b: LaneBuilder, x: Value) -> Value:
 
 
 def tan(b: LaneBuilder, x: Value) -> Value:
+    """The tangent."""
     if format_of(x) is SINGLE:
         return _tan_single(b, x)
     c1, c2, c3 = parts(DOUBLE, "pi/2", 3)
@@ -294,6 +300,7 @@ def _asin_core(b: LaneBuilder, x: Value) -> tuple[Value, Value, Value]:
 
 
 def asin(b: LaneBuilder, x: Value) -> Value:
+    """The arc sine, in [-pi/2, pi/2]."""
     hi, lo = parts(format_of(x), "pi/2", 2)
     big, s, t = _asin_core(b, x)
     minus_two = b.f(-2.0, x)
@@ -303,6 +310,7 @@ def asin(b: LaneBuilder, x: Value) -> Value:
 
 
 def acos(b: LaneBuilder, x: Value) -> Value:
+    """The arc cosine, in [0, pi]."""
     # base + factor * (s + t): pi/2 - x, 2 asin(s), or pi - 2 asin(s).
     hi, lo = parts(format_of(x), "pi/2", 2)
     big, s, t = _asin_core(b, x)
@@ -327,6 +335,7 @@ def _octant(b: LaneBuilder, q: Value, swap: Value) -> Value:
 
 
 def atan(b: LaneBuilder, x: Value) -> Value:
+    """The arc tangent, in [-pi/2, pi/2]."""
     one, a = b.f(1.0, x), b.fabs(x)
     swap = b.fcmp("ogt", a, one)
     q = b.select(swap, b.fdiv(one, a), a)
@@ -334,6 +343,7 @@ def atan(b: LaneBuilder, x: Value) -> Value:
 
 
 def atan2(b: LaneBuilder, y: Value, x: Value) -> Value:
+    """The angle of the point ``(x, y)``, in [-pi, pi]; signed zeros and infinities as in C."""
     fmt = format_of(x)
     ax, ay = b.fabs(x), b.fabs(y)
     swap = b.fcmp("ogt", ay, ax)

@@ -1,0 +1,86 @@
+"""RMSprop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cermet.ops.optimizers import rmsprop_steps
+from cermet.optim.adam import rounded
+from cermet.optim.optimizer import (
+    Params, Stepper, advance, assign, check, check_lr, counter, filled, gradient_of, scalars, widened,
+)  # fmt: skip
+
+__all__ = ["RMSprop"]
+
+
+class RMSprop(Stepper):
+    """Hinton, Neural Networks for Machine Learning, lecture 6 (2012); ``centered`` as in Graves (arXiv:1308.0850).
+
+    ``v = alpha v + (1 - alpha) g^2``, ``p -= lr * g / (sqrt(v) + eps)``; ``centered`` subtracts the squared mean gradient from ``v``, ``momentum``
+    accumulates the steps.
+
+    Raises:
+        ValueError: for negative options.
+    """
+
+    def __init__(
+        self, params: Params, lr: Any = 1e-2, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0, momentum: float = 0,
+        centered: bool = False, capturable: bool = False, foreach: bool | None = None, maximize: bool = False,
+        differentiable: bool = False,
+    ) -> None:  # fmt: skip
+        check_lr(lr)
+        check(eps >= 0.0, f"Invalid epsilon value: {eps}")
+        check(momentum >= 0.0, f"Invalid momentum value: {momentum}")
+        check(weight_decay >= 0.0, f"Invalid weight_decay value: {weight_decay}")
+        check(alpha >= 0.0, f"Invalid alpha value: {alpha}")
+        defaults = {
+            "lr": lr, "momentum": momentum, "alpha": alpha, "eps": eps, "centered": centered, "weight_decay": weight_decay,
+            "capturable": capturable, "foreach": foreach, "maximize": maximize, "differentiable": differentiable,
+        }  # fmt: skip
+        super().__init__(params, defaults)
+
+    def _update(self, group: dict[str, Any], params: list[Any]) -> None:
+        lr, centered, momentum = self._number(group["lr"]), bool(group["centered"]), group["momentum"] > 0
+        options = (group["alpha"], group["eps"], group["weight_decay"], group["momentum"])
+        made: dict[Any, tuple[Any, ...]] = {}
+        for p in params:
+            state = self._born(p, centered, momentum)
+            advance(state)
+            numbers = made.get(p.dtype)
+            if numbers is None:
+                numbers = made[p.dtype] = scalars(p, lr, *options)
+            kept = [p, state["square_avg"]]
+            if centered:
+                kept.append(state["grad_avg"])
+            if momentum:
+                kept.append(state["momentum_buffer"])
+            op = rmsprop_steps.get((centered, momentum))
+            if op is None:
+                keep = scalars(p, 1 - rounded(group["alpha"], p))[0]
+                values = widened(p, gradient_of(p, group["maximize"]), *kept[1:])
+                assign(kept, _centered(*values, *numbers, keep, decays=group["weight_decay"] != 0))
+            else:
+                assign(kept, self._record(op, (p, p.grad, *kept[1:], *numbers), (centered, momentum, bool(group["maximize"]))))
+
+    def _born(self, p: Any, centered: bool, momentum: bool) -> dict[str, Any]:
+        state = self.state[p]
+        if not state:
+            state.update(step=counter(), square_avg=filled(p, 0))
+            if momentum:
+                state["momentum_buffer"] = filled(p, 0)
+            if centered:
+                state["grad_avg"] = filled(p, 0)
+        return state
+
+
+def _centered(p: Any, g: Any, v: Any, mean: Any, *rest: Any, decays: bool) -> tuple[Any, ...]:
+    *moving, lr, alpha, eps, decay, mu, keep = rest
+    if decays:
+        g = g + p * decay
+    v = v * alpha + g * g * keep
+    mean = mean + (g - mean) * keep
+    step = g / ((v - mean * mean).sqrt() + eps)
+    if not moving:
+        return p - step * lr, v, mean
+    step = moving[0] * mu + step
+    return p - step * lr, v, mean, step
