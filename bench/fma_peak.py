@@ -2,8 +2,8 @@
 
     .venv/bin/python bench/fma_peak.py
 
-Other benches import `Peak` to state their figures as a share of it. The accumulators start from different values: were they alike,
-LLVM would find that they stay alike, keep one, and the loop would seem to run faster than the machine can.
+Other benches import `Peak` to state their figures as a share of it. The accumulators start from different values: were they
+alike, LLVM would find that they stay alike, keep one, and the loop would seem to run faster than the machine can.
 """
 
 from __future__ import annotations

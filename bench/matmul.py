@@ -1,9 +1,10 @@
 """Products of matrices: share of the machine's multiply-add peak, and the time PyTorch takes beside ours.
 
-    .venv/bin/python bench/matmul.py [--threads 1 2] [--dtype float32] [--peer .venv-peers/bin/python] [--shapes square|model|all]
+    .venv/bin/python bench/matmul.py [--threads 1 2] [--dtype float32] [--shapes square|model|all] [--peer PYTHON]
 
-Ours, PyTorch's (in a process of its own, on the same operands' shapes and layouts) and the peak are measured by turns, so that a clock that
-rises or a neighbour who wakes meets all alike; each is the best of many runs. The peak of two threads is taken as twice that of one.
+Ours, PyTorch's (in a process of its own, on operands of the same shapes and layouts) and the peak are measured by turns, so
+that a clock that rises or a neighbour who wakes meets all alike; each is the best of many runs. The peak of two threads is
+taken as twice that of one.
 """
 
 from __future__ import annotations

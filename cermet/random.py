@@ -1,8 +1,9 @@
 """The state of random numbers: a seed and an offset, in Python.
 
-Numbers come from Philox-4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; SC 2011) with the seed as key and
-a counter. A call that draws n elements takes the counters offset … offset + n - 1 and moves the offset on. Seed and offset reach programs as
-run-time scalars, so nothing is ever compiled for them; and the numbers do not depend on threads or devices.
+Numbers come from Philox-4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; SC 2011) with the
+seed as key and a counter. A call that draws n elements takes the counters offset … offset + n - 1 and moves the offset on. Seed
+and offset reach programs as run-time scalars, so nothing is ever compiled for them; and the numbers do not depend on threads or
+devices.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How a tensor's elements lie in what it views: strides, contiguity, reshaping as a view or a copy, conversion of dtype and device.
 
-Strides are symbolic: those that the element positions would have in the base that a tensor's alias chain starts from. They decide what is a
-view and what a copy by PyTorch's rule; the memory itself is planned by the compiler.
+Strides are symbolic: those that the element positions would have in the base that a tensor's alias chain starts from. They
+decide what is a view and what a copy by PyTorch's rule; the memory itself is planned by the compiler.
 """
 
 from __future__ import annotations
@@ -288,8 +288,10 @@ def as_strided(input: Any, size: Any, stride: Any, storage_offset: int | None = 
     last = start + sum((n - 1) * s for n, s in zip(shape, steps))
     if len(shape) != len(steps) or min(steps, default=0) < 0:
         raise RuntimeError(f"as_strided: size {shape} and stride {steps} must have one length, and strides must not be negative")
-    if math.prod(shape) and not (0 <= start and last < base._node.meta.numel):
-        raise RuntimeError(f"as_strided: size {shape}, stride {steps} and offset {start} leave the {base._node.meta.numel} elements viewed")
+    if math.prod(shape) and not (start >= 0 and last < base._node.meta.numel):
+        raise RuntimeError(
+            f"as_strided: size {shape}, stride {steps} and offset {start} leave the {base._node.meta.numel} elements viewed"
+        )
     index: Any = apply(movement.expand, (core.scalar_tensor(start, dt.int64, input.device),), (shape,))
     for d, step in enumerate(steps):
         if shape[d] > 1 and step:
@@ -311,7 +313,9 @@ def new_full(self: Any, size: Any, fill_value: Any, *, dtype: Any = None, device
     """A tensor of ``size`` full of one value, of this tensor's dtype unless given."""
     from cermet.ops.support import shape_of
 
-    return _beside(self, shape_of((size,) if isinstance(size, int) else (tuple(size),), "new_full"), fill_value, dtype, device, requires_grad)
+    return _beside(
+        self, shape_of((size,) if isinstance(size, int) else (tuple(size),), "new_full"), fill_value, dtype, device, requires_grad
+    )
 
 
 def _new_filled(name: str, value: int) -> Any:
@@ -364,4 +368,3 @@ METHODS: dict[str, Any] = {
     },
 }  # fmt: skip
 """Tensor methods of this room, by name; `cermet.frontend.tensor` puts them on the class."""
-

@@ -41,7 +41,8 @@ def set_printoptions(
     Args:
         precision: digits after the point (4). threshold: elements above which the middle is left out (1000).
         edgeitems: elements shown at each end of what is left out (3). linewidth: characters of a line (80).
-        profile: ``"default"``, ``"short"`` or ``"full"``, before the others apply. sci_mode: force (True) or forbid (False) scientific
+        profile: ``"default"``, ``"short"`` or ``"full"``, before the others apply. sci_mode: force (True) or forbid (False)
+        scientific
             notation; None decides by the values.
     """
     global _options

@@ -9,7 +9,17 @@ from cermet.ops.public import PUBLIC
 
 globals().update(functions("nn.functional"))
 
-_ALSO = ("sigmoid", "tanh", "one_hot", "pad", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "cosine_similarity", "pairwise_distance")
+_ALSO = (
+    "sigmoid",
+    "tanh",
+    "one_hot",
+    "pad",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "channel_shuffle",
+    "cosine_similarity",
+    "pairwise_distance",
+)
 globals().update({name: PUBLIC[("", name)].fn for name in _ALSO if ("", name) in PUBLIC and name not in globals()})
 
 

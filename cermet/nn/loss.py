@@ -29,7 +29,9 @@ class _Loss(Module):
         given = dict(zip(names, args))
         for name, value in kwargs.items():
             if name not in self._order or name in given:
-                raise TypeError(f"{type(self).__name__}() got an unexpected or repeated argument {name!r}; it takes {', '.join(names)}")
+                raise TypeError(
+                    f"{type(self).__name__}() got an unexpected or repeated argument {name!r}; it takes {', '.join(names)}"
+                )
             given[name] = value
         for name, default in self._order.items():
             value = given.get(name, default)
@@ -79,8 +81,13 @@ class CrossEntropyLoss(_Loss):
 
     _function, _tensors = "cross_entropy", ("weight",)
     _order: ClassVar[dict[str, Any]] = {
-        "weight": None, "size_average": None, "ignore_index": -100, "reduce": None, "reduction": "mean", "label_smoothing": 0.0,
-    }  # fmt: skip
+        "weight": None,
+        "size_average": None,
+        "ignore_index": -100,
+        "reduce": None,
+        "reduction": "mean",
+        "label_smoothing": 0.0,
+    }
 
 
 class NLLLoss(_Loss):
@@ -88,8 +95,12 @@ class NLLLoss(_Loss):
 
     _function, _tensors = "nll_loss", ("weight",)
     _order: ClassVar[dict[str, Any]] = {
-        "weight": None, "size_average": None, "ignore_index": -100, "reduce": None, "reduction": "mean",
-    }  # fmt: skip
+        "weight": None,
+        "size_average": None,
+        "ignore_index": -100,
+        "reduce": None,
+        "reduction": "mean",
+    }
 
 
 class BCELoss(_Loss):
@@ -116,8 +127,13 @@ class PoissonNLLLoss(_Loss):
 
     _function = "poisson_nll_loss"
     _order: ClassVar[dict[str, Any]] = {
-        "log_input": True, "full": False, "size_average": None, "eps": 1e-8, "reduce": None, "reduction": "mean",
-    }  # fmt: skip
+        "log_input": True,
+        "full": False,
+        "size_average": None,
+        "eps": 1e-8,
+        "reduce": None,
+        "reduction": "mean",
+    }
 
 
 class GaussianNLLLoss(_Loss):
@@ -179,15 +195,22 @@ class TripletMarginLoss(_Loss):
 class TripletMarginWithDistanceLoss(Module):
     """`TripletMarginLoss` with any distance."""
 
-    def __init__(self, *, distance_function: Any = None, margin: float = 1.0, swap: bool = False, reduction: str = "mean") -> None:
+    def __init__(
+        self, *, distance_function: Any = None, margin: float = 1.0, swap: bool = False, reduction: str = "mean"
+    ) -> None:
         super().__init__()
         self.distance_function, self.margin, self.swap, self.reduction = distance_function, margin, swap, reduction
 
     def forward(self, anchor: Any, positive: Any, negative: Any) -> Any:
         return F.triplet_margin_with_distance_loss(
-            anchor, positive, negative, distance_function=self.distance_function, margin=self.margin, swap=self.swap,
+            anchor,
+            positive,
+            negative,
+            distance_function=self.distance_function,
+            margin=self.margin,
+            swap=self.swap,
             reduction=self.reduction,
-        )  # fmt: skip
+        )
 
 
 class CTCLoss(_Loss):

@@ -100,7 +100,9 @@ class Module:
             if found is not None and name in found:
                 if value is not None and not isinstance(value, kind):
                     what = {"_parameters": "parameter", "_modules": "child module", "_buffers": "buffer"}[table]
-                    wanted = {"_parameters": "cermet.nn.Parameter", "_modules": "cermet.nn.Module", "_buffers": "cermet.Tensor"}[table]
+                    wanted = {"_parameters": "cermet.nn.Parameter", "_modules": "cermet.nn.Module", "_buffers": "cermet.Tensor"}[
+                        table
+                    ]
                     raise TypeError(f"cannot assign '{type(value).__name__}' as {what} '{name}' ({wanted} or None expected)")
                 found[name] = value
                 return
@@ -155,7 +157,9 @@ class Module:
         self._check_name(name, "parameter", "_parameters")
         if param is not None:
             if not isinstance(param, Parameter):
-                raise TypeError(f"cannot assign '{type(param).__name__}' object to parameter '{name}' (cermet.nn.Parameter or None required)")
+                raise TypeError(
+                    f"cannot assign '{type(param).__name__}' object to parameter '{name}' (cermet.nn.Parameter or None required)"
+                )
             if param.grad_fn is not None:
                 raise ValueError(f"cannot assign a tensor with a gradient history to parameter '{name}': parameters are leaves")
         self._parameters[name] = param
@@ -229,7 +233,9 @@ class Module:
 
     # -------------------------------------------------------------------------------------------------- iteration
 
-    def named_modules(self, memo: set[Any] | None = None, prefix: str = "", remove_duplicate: bool = True) -> Iterator[tuple[str, Module]]:
+    def named_modules(
+        self, memo: set[Any] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Module]]:
         """All modules with their dotted names, the module itself ("") first."""
         memo = set() if memo is None else memo
         if self in memo:
@@ -270,7 +276,9 @@ class Module:
                     seen.add(id(value))
                 yield path + ("." if path else "") + name, value
 
-    def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, Parameter]]:
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
         """All parameters with their dotted names."""
         yield from self._named_members("_parameters", prefix, recurse, remove_duplicate)
 
@@ -279,7 +287,9 @@ class Module:
         for _, value in self.named_parameters(recurse=recurse):
             yield value
 
-    def named_buffers(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
         """All buffers with their dotted names."""
         yield from self._named_members("_buffers", prefix, recurse, remove_duplicate)
 
@@ -468,7 +478,14 @@ class Module:
         state.save_own(self, destination, prefix, keep_vars)
 
     def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing_keys: Any, unexpected_keys: Any, error_msgs: Any
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: Any,
+        unexpected_keys: Any,
+        error_msgs: Any,
     ) -> None:
         state.load_own(self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 

@@ -321,8 +321,13 @@ class _Pool(FunctionModule):
 
 
 _MAX: dict[str, Any] = {
-    "kernel_size": _REQUIRED, "stride": None, "padding": 0, "dilation": 1, "return_indices": False, "ceil_mode": False,
-}  # fmt: skip
+    "kernel_size": _REQUIRED,
+    "stride": None,
+    "padding": 0,
+    "dilation": 1,
+    "return_indices": False,
+    "ceil_mode": False,
+}
 _AVG: dict[str, Any] = {"kernel_size": _REQUIRED, "stride": None, "padding": 0, "ceil_mode": False, "count_include_pad": True}
 _LP: dict[str, Any] = {"norm_type": _REQUIRED, "kernel_size": _REQUIRED, "stride": None, "ceil_mode": False}
 

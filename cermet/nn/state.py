@@ -11,9 +11,15 @@ from cermet.frontend.core import TensorBase, fn_of
 from cermet.lazy.record import local
 
 HOOK_TABLES = (
-    "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks", "_state_dict_hooks", "_state_dict_pre_hooks",
-    "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
-)  # fmt: skip
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_backward_pre_hooks",
+    "_backward_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 _EXTRA = "_extra_state"
 
 
@@ -198,7 +204,14 @@ def _load_one(module: Any, name: str, target: Any, value: Any, key: str, assign:
 
 
 def load_own(
-    module: Any, given: Any, prefix: str, metadata: Any, strict: bool, missing: list[str], unexpected: list[str], errors: list[str]
+    module: Any,
+    given: Any,
+    prefix: str,
+    metadata: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
 ) -> None:
     """Load the module's own parameters and buffers from ``given``, collecting what does not fit."""
     for hook, with_module in list(module._load_state_dict_pre_hooks.values()):
@@ -231,7 +244,9 @@ def _find_unexpected(module: Any, given: Any, prefix: str, buffers: Any, unexpec
         if not key.startswith(prefix) or key == prefix + _EXTRA:
             continue
         first, _, rest = key[len(prefix) :].partition(".")
-        known = first in module._modules if rest else (module._parameters.get(first) is not None or buffers.get(first) is not None)
+        known = (
+            first in module._modules if rest else (module._parameters.get(first) is not None or buffers.get(first) is not None)
+        )
         if not known:
             unexpected.append(key)
 

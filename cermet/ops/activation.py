@@ -57,9 +57,20 @@ def composite_activation(
 
     samples = tuple(Sample((Arg(shape, domain),), dict(values[k % len(values)])) for k, shape in enumerate(_SHAPES))
     return OpDef(
-        name, "composite", infer, attrs=attrs, vjp="auto", decompose=widened, reference=reference, dtypes=dt.FLOATING, samples=samples,
-        failing=(Failing((Arg((3,), (0, 5), dt.int64),), dict(values[0]), TypeError, "floating"),), onnx=onnx, ulp=ulp, doc=doc,
-    )  # fmt: skip
+        name,
+        "composite",
+        infer,
+        attrs=attrs,
+        vjp="auto",
+        decompose=widened,
+        reference=reference,
+        dtypes=dt.FLOATING,
+        samples=samples,
+        failing=(Failing((Arg((3,), (0, 5), dt.int64),), dict(values[0]), TypeError, "floating"),),
+        onnx=onnx,
+        ulp=ulp,
+        doc=doc,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ piecewise
@@ -168,9 +179,15 @@ def _gelu_reference(x: Any, *, approximate: str) -> Any:
 
 
 gelu_op = composite_activation(
-    "gelu", _gelu, _gelu_reference, attrs=("approximate",), values=({"approximate": "none"}, {"approximate": "tanh"}), onnx="Gelu",
-    ulp=64, doc="x Phi(x) with the normal distribution's Phi, or its tanh approximation (Hendrycks, Gimpel 2016, arXiv:1606.08415).",
-)  # fmt: skip
+    "gelu",
+    _gelu,
+    _gelu_reference,
+    attrs=("approximate",),
+    values=({"approximate": "none"}, {"approximate": "tanh"}),
+    onnx="Gelu",
+    ulp=64,
+    doc="x Phi(x) with the normal distribution's Phi, or its tanh approximation (Hendrycks, Gimpel 2016, arXiv:1606.08415).",
+)
 
 
 def _np_sigmoid(x: Any) -> Any:
@@ -312,29 +329,67 @@ def _np_log_softmax(x: Any, *, dim: int) -> Any:
     return d - np.log(np.exp(d).sum(dim, keepdims=True))
 
 
-_ROWS = tuple(Sample((Arg(s),), {"dim": d}) for s, d in (((3, 4), 1), ((3, 4), 0), ((2, 3, 5), 1), ((2, 0), 1), ((0, 3), 1), ((7,), 0)))
+_ROWS = tuple(
+    Sample((Arg(s),), {"dim": d}) for s, d in (((3, 4), 1), ((3, 4), 0), ((2, 3, 5), 1), ((2, 0), 1), ((0, 3), 1), ((7,), 0))
+)
 _PAIRS = tuple(Sample((*s.args, *s.args), s.attrs) for s in _ROWS)
 
 softmax_grad = OpDef(
-    "softmax_grad", "composite", _row_infer("softmax"), attrs=("dim",), vjp="auto", decompose=_softmax_grad,
-    reference=lambda g, p, *, dim: p * (g - (g * p).sum(dim, keepdims=True)), dtypes=dt.FLOATING, samples=_PAIRS, ulp=64,
+    "softmax_grad",
+    "composite",
+    _row_infer("softmax"),
+    attrs=("dim",),
+    vjp="auto",
+    decompose=_softmax_grad,
+    reference=lambda g, p, *, dim: p * (g - (g * p).sum(dim, keepdims=True)),
+    dtypes=dt.FLOATING,
+    samples=_PAIRS,
+    ulp=64,
     doc="The gradient of softmax from its result: p (g - sum(g p)).",
-)  # fmt: skip
+)
 log_softmax_grad = OpDef(
-    "log_softmax_grad", "composite", _row_infer("log_softmax"), attrs=("dim",), vjp="auto", decompose=_log_softmax_grad,
-    reference=lambda g, y, *, dim: g - np.exp(y) * g.sum(dim, keepdims=True), dtypes=dt.FLOATING, samples=_PAIRS, ulp=64,
+    "log_softmax_grad",
+    "composite",
+    _row_infer("log_softmax"),
+    attrs=("dim",),
+    vjp="auto",
+    decompose=_log_softmax_grad,
+    reference=lambda g, y, *, dim: g - np.exp(y) * g.sum(dim, keepdims=True),
+    dtypes=dt.FLOATING,
+    samples=_PAIRS,
+    ulp=64,
     doc="The gradient of log_softmax from its result: g - exp(y) sum(g).",
-)  # fmt: skip
+)
 softmax_op: OpDef = OpDef(
-    "softmax", "composite", _row_infer("softmax"), attrs=("dim",), vjp=lambda c, g: softmax_grad(g, c.out, dim=c.dim), saves=(OUT,),
-    decompose=_softmax, reference=_np_softmax, dtypes=dt.FLOATING, samples=_ROWS, onnx="Softmax", ulp=16,
+    "softmax",
+    "composite",
+    _row_infer("softmax"),
+    attrs=("dim",),
+    vjp=lambda c, g: softmax_grad(g, c.out, dim=c.dim),
+    saves=(OUT,),
+    decompose=_softmax,
+    reference=_np_softmax,
+    dtypes=dt.FLOATING,
+    samples=_ROWS,
+    onnx="Softmax",
+    ulp=16,
     doc="exp(x) over its sum along dim, with the maximum subtracted first.",
-)  # fmt: skip
+)
 log_softmax_op: OpDef = OpDef(
-    "log_softmax", "composite", _row_infer("log_softmax"), attrs=("dim",), vjp=lambda c, g: log_softmax_grad(g, c.out, dim=c.dim),
-    saves=(OUT,), decompose=_log_softmax, reference=_np_log_softmax, dtypes=dt.FLOATING, samples=_ROWS, onnx="LogSoftmax", ulp=32,
+    "log_softmax",
+    "composite",
+    _row_infer("log_softmax"),
+    attrs=("dim",),
+    vjp=lambda c, g: log_softmax_grad(g, c.out, dim=c.dim),
+    saves=(OUT,),
+    decompose=_log_softmax,
+    reference=_np_log_softmax,
+    dtypes=dt.FLOATING,
+    samples=_ROWS,
+    onnx="LogSoftmax",
+    ulp=32,
     doc="The logarithm of softmax along dim, in one piece.",
-)  # fmt: skip
+)
 
 
 # --------------------------------------------------------------------------------------------------------------- public

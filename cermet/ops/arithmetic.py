@@ -75,7 +75,8 @@ def div_function(input: Any, other: Any, *, rounding_mode: str | None = None) ->
     """``input / other``, broadcast; integers give the default floating dtype.
 
     Args:
-        rounding_mode: None for the exact quotient, ``"trunc"`` rounds to zero, ``"floor"`` to minus infinity (both keep integers).
+        rounding_mode: None for the exact quotient, ``"trunc"`` rounds to zero, ``"floor"`` to minus infinity (both keep
+        integers).
 
     Raises:
         RuntimeError: for another rounding mode.
@@ -238,7 +239,14 @@ def _clamp_one(name: str, better: Any, method: str, ufunc: Any, doc: str) -> OpD
         return where(inside, g, zero) if c.needs[0] else None, where(inside, zero, g) if c.needs[1] else None
 
     return binary(
-        name, vjp=vjp, saves=(0, 1), lower=lambda b, x, y: getattr(b, method)(x, y), reference=ufunc, dtypes=NUMERIC, ulp=0, doc=doc
+        name,
+        vjp=vjp,
+        saves=(0, 1),
+        lower=lambda b, x, y: getattr(b, method)(x, y),
+        reference=ufunc,
+        dtypes=NUMERIC,
+        ulp=0,
+        doc=doc,
     )
 
 
@@ -386,7 +394,9 @@ isinf = _kind_of_number("isinf", lambda b, x: b.eq(b.abs(x), _INF), np.isinf, Fa
 isfinite = _kind_of_number("isfinite", lambda b, x: b.lt(b.abs(x), _INF), np.isfinite, True, "Whether neither NaN nor infinite.")
 isposinf = _kind_of_number("isposinf", lambda b, x: b.eq(x, _INF), np.isposinf, False, "Whether plus infinity.")
 isneginf = _kind_of_number("isneginf", lambda b, x: b.eq(x, -_INF), np.isneginf, False, "Whether minus infinity.")
-isreal = _kind_of_number("isreal", lambda b, x: b.const(True, dt.bool), lambda x: np.ones(x.shape, bool), True, "True everywhere.")
+isreal = _kind_of_number(
+    "isreal", lambda b, x: b.const(True, dt.bool), lambda x: np.ones(x.shape, bool), True, "True everywhere."
+)
 
 
 def _nan_to_num_reference(x: Any, nan: Any, posinf: Any, neginf: Any) -> Any:
@@ -398,9 +408,7 @@ nan_to_num4 = elementwise(
     4,
     vjp=lambda c, g: (where(isfinite(c[0]), g, zeros_like_value(g, ())), None, None, None),
     saves=(0,),
-    lower=lambda b, x, nan, pos, low: b.select(
-        b.isnan(x), nan, b.select(b.eq(x, _INF), pos, b.select(b.eq(x, -_INF), low, x))
-    ),
+    lower=lambda b, x, nan, pos, low: b.select(b.isnan(x), nan, b.select(b.eq(x, _INF), pos, b.select(b.eq(x, -_INF), low, x))),
     reference=_nan_to_num_reference,
     dtypes=FLOATS,
     ulp=0,

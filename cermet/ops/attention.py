@@ -23,7 +23,12 @@ def _infer(q: Meta, k: Meta, v: Meta, *mask: Meta, causal: bool, scale: float) -
     name = "scaled_dot_product_attention"
     check_floating(q, name)
     same_dtype(name, q, k, v)
-    if min(q.ndim, k.ndim, v.ndim) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2] or q.shape[:-2] != k.shape[:-2]:
+    if (
+        min(q.ndim, k.ndim, v.ndim) < 2
+        or q.shape[-1] != k.shape[-1]
+        or k.shape[-2] != v.shape[-2]
+        or q.shape[:-2] != k.shape[:-2]
+    ):
         raise ValueError(
             f"{name}: query {list(q.shape)}, key {list(k.shape)} and value {list(v.shape)} do not fit: expected (..., L, E), (..., S, E), "
             "(..., S, Ev)"
@@ -66,8 +71,10 @@ def _reference(q: Any, k: Any, v: Any, *mask: Any, causal: bool, scale: float) -
         s = np.where(np.tri(*s.shape[-2:], dtype=bool), s, -np.inf)
     if mask:
         s = np.where(mask[0], s, -np.inf) if mask[0].dtype == bool else s + mask[0]
-    e = np.exp(s - s.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True) @ v
+    top = s.max(-1, keepdims=True)
+    e = np.exp(s - np.where(np.isinf(top), 0, top))
+    total = e.sum(-1, keepdims=True)
+    return e / np.where(total == 0, 1, total) @ v
 
 
 _QKV = (Arg((2, 3, 5, 4)), Arg((2, 3, 6, 4)), Arg((2, 3, 6, 7)))
@@ -86,7 +93,9 @@ attention_op: OpDef = OpDef(
         Sample(_QKV, {"causal": True, "scale": 0.5}),
         Sample((*_QKV, Arg((5, 6))), {"causal": False, "scale": 1.0}),
     ),
-    failing=(Failing((Arg((2, 5, 4)), Arg((2, 6, 3)), Arg((2, 6, 3))), {"causal": False, "scale": 1.0}, ValueError, "do not fit"),),
+    failing=(
+        Failing((Arg((2, 5, 4)), Arg((2, 6, 3)), Arg((2, 6, 3))), {"causal": False, "scale": 1.0}, ValueError, "do not fit"),
+    ),
     ulp=256,
     doc="softmax(q k^T scale + mask) v (Vaswani et al. 2017, arXiv:1706.03762). The optional fourth input: a bool mask of what may be "
     "seen, or a floating one that is added.",
@@ -104,9 +113,15 @@ def _repeat_heads(x: Any, times: int) -> Any:
 
 @public(namespaces=("nn.functional",), method=False)
 def scaled_dot_product_attention(
-    query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
-    scale: float | None = None, enable_gqa: bool = False,
-) -> Any:  # fmt: skip
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
     """``softmax(query key^T scale + mask) value``.
 
     Args:
@@ -124,8 +139,13 @@ def scaled_dot_product_attention(
     factor = 1.0 / math.sqrt(max(query.shape[-1], 1)) if scale is None else float(scale)
     if enable_gqa:
         if query.shape[-3] % key.shape[-3] or query.shape[-3] % value.shape[-3]:
-            raise RuntimeError(f"scaled_dot_product_attention: {query.shape[-3]} query heads are not a multiple of {key.shape[-3]} key heads")
-        key, value = _repeat_heads(key, query.shape[-3] // key.shape[-3]), _repeat_heads(value, query.shape[-3] // value.shape[-3])
+            raise RuntimeError(
+                f"scaled_dot_product_attention: {query.shape[-3]} query heads are not a multiple of {key.shape[-3]} key heads"
+            )
+        key, value = (
+            _repeat_heads(key, query.shape[-3] // key.shape[-3]),
+            _repeat_heads(value, query.shape[-3] // value.shape[-3]),
+        )
     batch = broadcast_shapes(tuple(query.shape[:-2]), tuple(key.shape[:-2]), tuple(value.shape[:-2]))
     q, k, v = [spread_like(x, (*batch, *x.shape[-2:])) for x in (query, key, value)]
     mask = () if attn_mask is None else (attn_mask,)

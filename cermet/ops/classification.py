@@ -144,6 +144,9 @@ def _np_cross_entropy(
     x: Any, target: Any, *weight: Any, dim: int, ignore: int, smoothing: float, reduction: str, logs: Any = None
 ) -> Any:
     classes = x.shape[dim]
+    bad = ((target < 0) | (target >= classes)) & (target != ignore)
+    if bad.any():
+        raise IndexError(f"target {int(target[bad].flat[0])} is out of range for {classes} classes")
     hit, shape = _np_onehot(target, classes, dim)
     w = (weight[0] if weight else np.ones(classes)).reshape(shape)
     top = x.max(dim, keepdims=True)
@@ -178,9 +181,7 @@ def _class_samples(smooth: bool) -> tuple[Sample, ...]:
 
 def _with_gradient(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
     """The same samples with the loss's gradient in front."""
-    return tuple(
-        Sample((Arg(s.args[1].shape if s.attrs["reduction"] == "none" else ()), *s.args), s.attrs) for s in samples
-    )
+    return tuple(Sample((Arg(s.args[1].shape if s.attrs["reduction"] == "none" else ()), *s.args), s.attrs) for s in samples)
 
 
 cross_entropy_grad = OpDef(
@@ -211,16 +212,33 @@ def _class_loss(name: str, suffix: int, vjp: Any, decompose: Any, reference: Any
 
     bad = {"dim": 1, "ignore": -100, "reduction": "mean", **({"smoothing": 0.0} if smooth else {})}
     return OpDef(
-        name if suffix == 2 else name + "_weighted", "composite", infer, attrs=_ATTRS if smooth else ("dim", "ignore", "reduction"),
-        vjp=vjp, saves=tuple(range(suffix)), decompose=decompose, reference=reference, dtypes=dt.FLOATING, ulp=128, doc=doc,
+        name if suffix == 2 else name + "_weighted",
+        "composite",
+        infer,
+        attrs=_ATTRS if smooth else ("dim", "ignore", "reduction"),
+        vjp=vjp,
+        saves=tuple(range(suffix)),
+        decompose=decompose,
+        reference=reference,
+        dtypes=dt.FLOATING,
+        ulp=128,
+        doc=doc,
         samples=tuple(s for s in _class_samples(smooth) if len(s.args) == suffix),
-        failing=(Failing((Arg((6, 4)), Arg((5,), (0, 4), dt.int64), *[Arg((4,))] * (suffix - 2)), bad, ValueError, "does not fit"),),
-    )  # fmt: skip
+        failing=(
+            Failing((Arg((6, 4)), Arg((5,), (0, 4), dt.int64), *[Arg((4,))] * (suffix - 2)), bad, ValueError, "does not fit"),
+        ),
+    )
 
 
 cross_entropy_ops = {
     n: _class_loss(
-        "cross_entropy", n, _cross_entropy_vjp, _cross_entropy, _np_cross_entropy, True, "Cross entropy of softmax(x) and class indices."
+        "cross_entropy",
+        n,
+        _cross_entropy_vjp,
+        _cross_entropy,
+        _np_cross_entropy,
+        True,
+        "Cross entropy of softmax(x) and class indices.",
     )
     for n in (2, 3)
 }
@@ -324,7 +342,9 @@ cross_entropy_soft = OpDef(
     dtypes=dt.FLOATING,
     samples=(
         Sample((Arg((5, 4)), Arg((5, 4), (0.0, 1.0))), {"dim": 1, "smoothing": 0.0, "reduction": "mean"}),
-        Sample((Arg((2, 4, 3)), Arg((2, 4, 3), (0.0, 1.0)), Arg((4,), (0.5, 2.0))), {"dim": 1, "smoothing": 0.1, "reduction": "none"}),
+        Sample(
+            (Arg((2, 4, 3)), Arg((2, 4, 3), (0.0, 1.0)), Arg((4,), (0.5, 2.0))), {"dim": 1, "smoothing": 0.1, "reduction": "none"}
+        ),
     ),
     failing=(Failing((Arg((5, 4)), Arg((5, 3))), {"dim": 1, "smoothing": 0.0, "reduction": "mean"}, ValueError, "shape"),),
     ulp=128,
@@ -343,9 +363,15 @@ def _class_dim(x: Any, name: str) -> int:
 
 @public(namespaces=("nn.functional",), method=False)
 def cross_entropy(
-    input: Any, target: Any, weight: Any = None, size_average: Any = None, ignore_index: int = -100, reduce: Any = None,
-    reduction: str = "mean", label_smoothing: float = 0.0,
-) -> Any:  # fmt: skip
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Any:
     """Cross entropy of softmax(input) and the target.
 
     Args:
@@ -372,9 +398,14 @@ def cross_entropy(
 
 @public(namespaces=("nn.functional",), method=False)
 def nll_loss(
-    input: Any, target: Any, weight: Any = None, size_average: Any = None, ignore_index: int = -100, reduce: Any = None,
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
     reduction: str = "mean",
-) -> Any:  # fmt: skip
+) -> Any:
     """Negative log likelihood: ``-input[target]`` per row of log-probabilities (C), (N, C) or (N, C, d1, ...).
 
     Raises:

@@ -16,9 +16,21 @@ from cermet.ops.reduction import reduce_max, reduce_sum
 from cermet.ops.support import full_value, to_dtype
 
 __all__ = [
-    "crop", "dims_of", "inplace_or_new", "maximum_of", "mean_of", "narrow", "narrow_grad", "pad_with", "reduce_loss", "shaped", "spread_like",
-    "sum_of", "swap_last", "wide",
-]  # fmt: skip
+    "crop",
+    "dims_of",
+    "inplace_or_new",
+    "maximum_of",
+    "mean_of",
+    "narrow",
+    "narrow_grad",
+    "pad_with",
+    "reduce_loss",
+    "shaped",
+    "spread_like",
+    "sum_of",
+    "swap_last",
+    "wide",
+]
 
 
 def wide(x: Any) -> Any:

@@ -193,7 +193,9 @@ def product(a: Any, b: Any) -> Any:
     if na == nb and na >= 2 and sa[:-2] == sb[:-2]:
         return contract(a, b)
     if na == 0 or nb == 0:
-        raise ValueError(f"matmul: both inputs need at least one dimension, got shapes {list(sa)} and {list(sb)}; use * for scalars")
+        raise ValueError(
+            f"matmul: both inputs need at least one dimension, got shapes {list(sa)} and {list(sb)}; use * for scalars"
+        )
     if na == 1:
         out = product(reshape(a, shape=(1, sa[0])), b)
         return shaped(out, (*out.shape[:-2], out.shape[-1])) if nb > 1 else out
@@ -203,7 +205,9 @@ def product(a: Any, b: Any) -> Any:
     # One matrix for all batches: fold the batch into the rows, so that it is one large product and the gradient needs no sum.
     if math.prod(sb[:-2]) == 1 and na >= nb:
         if sa[-1] != sb[-2]:
-            raise ValueError(f"matmul: shapes {list(sa)} and {list(sb)} cannot be multiplied: the inner sizes are {sa[-1]} and {sb[-2]}")
+            raise ValueError(
+                f"matmul: shapes {list(sa)} and {list(sb)} cannot be multiplied: the inner sizes are {sa[-1]} and {sb[-2]}"
+            )
         return linear_op(a, permute(shaped(b, sb[-2:]), dims=(1, 0)))
     try:
         batch = broadcast_shapes(sa[:-2], sb[:-2])
@@ -333,7 +337,9 @@ def tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
         given = [d if isinstance(d, list | tuple) else [d] for d in (dims.tolist() if hasattr(dims, "tolist") else dims)]
         left, right = [wrap_dim(d, na, "tensordot") for d in given[0]], [wrap_dim(d, nb, "tensordot") for d in given[1]]
     if len(left) != len(right) or any(a.shape[i] != b.shape[j] for i, j in zip(left, right)):
-        raise ValueError(f"tensordot: dims {left} of shape {list(a.shape)} do not pair with dims {right} of shape {list(b.shape)}")
+        raise ValueError(
+            f"tensordot: dims {left} of shape {list(a.shape)} do not pair with dims {right} of shape {list(b.shape)}"
+        )
     keep_a, keep_b = [k for k in range(na) if k not in left], [k for k in range(nb) if k not in right]
     inner_size = math.prod([a.shape[k] for k in left])
     rows, cols = [a.shape[k] for k in keep_a], [b.shape[k] for k in keep_b]

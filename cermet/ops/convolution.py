@@ -43,7 +43,9 @@ def _conv_infer(
 ) -> Meta:
     same_dtype("conv", a, b)
     if a.ndim != 4 or b.ndim != 4 or len(shape) != 4:
-        raise ValueError(f"conv: expected inputs and result of 4 dimensions, got {list(a.shape)}, {list(b.shape)} and {list(shape)}")
+        raise ValueError(
+            f"conv: expected inputs and result of 4 dimensions, got {list(a.shape)}, {list(b.shape)} and {list(shape)}"
+        )
     x, w, y = _roles(direction, a.shape, b.shape, shape)
     if groups < 1 or x[1] != w[1] * groups or w[0] % groups:
         raise ValueError(
@@ -59,7 +61,9 @@ def _conv_infer(
             f"{[x[2] + 2 * padding[0], x[3] + 2 * padding[1]]}"
         )
     if tuple(y) != expected:
-        raise ValueError(f"conv: a result of shape {list(expected)} belongs to input {list(x)} and weight {list(w)}, got {list(y)}")
+        raise ValueError(
+            f"conv: a result of shape {list(expected)} belongs to input {list(x)} and weight {list(w)}, got {list(y)}"
+        )
     return meta(shape, a.dtype, a.device)
 
 
@@ -126,7 +130,14 @@ def _sample(direction: str, x: Any, w: Any, **attrs: Any) -> Sample:
     dilation, groups = attrs.get("dilation", (1, 1)), attrs.get("groups", 1)
     y = (x[0], w[0], *[out_size(x[k + 2], w[k + 2], stride[k], padding[k], dilation[k]) for k in (0, 1)])
     shapes = {"forward": (x, w, y), "input_grad": (y, w, x), "weight_grad": (y, x, w)}[direction]
-    named = {"direction": direction, "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "shape": shapes[2]}
+    named = {
+        "direction": direction,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+        "shape": shapes[2],
+    }
     return Sample((Arg(shapes[0]), Arg(shapes[1])), named)
 
 
@@ -151,8 +162,12 @@ conv: OpDef = OpDef(
         )
     ),
     failing=(
-        Failing((Arg((1, 3, 5, 5)), Arg((4, 2, 3, 3))), _sample("forward", (1, 2, 5, 5), (4, 2, 3, 3)).attrs, ValueError, "channels"),
-        Failing((Arg((1, 2, 2, 2)), Arg((4, 2, 3, 3))), _sample("forward", (1, 2, 2, 2), (4, 2, 3, 3)).attrs, ValueError, "larger"),
+        Failing(
+            (Arg((1, 3, 5, 5)), Arg((4, 2, 3, 3))), _sample("forward", (1, 2, 5, 5), (4, 2, 3, 3)).attrs, ValueError, "channels"
+        ),
+        Failing(
+            (Arg((1, 2, 2, 2)), Arg((4, 2, 3, 3))), _sample("forward", (1, 2, 2, 2), (4, 2, 3, 3)).attrs, ValueError, "larger"
+        ),
     ),
     onnx="Conv",
     ulp=128,
@@ -160,10 +175,14 @@ conv: OpDef = OpDef(
 )
 
 
-def _bias_infer(x: Meta, w: Meta, b: Meta, *, stride: Any, padding: Any, dilation: Any, groups: int, shape: tuple[int, ...]) -> Meta:
+def _bias_infer(
+    x: Meta, w: Meta, b: Meta, *, stride: Any, padding: Any, dilation: Any, groups: int, shape: tuple[int, ...]
+) -> Meta:
     same_dtype("conv", x, b)
     if b.shape != (w.shape[0],):
-        raise ValueError(f"conv: the bias has shape {list(b.shape)}, expected [{w.shape[0]}] for a weight of shape {list(w.shape)}")
+        raise ValueError(
+            f"conv: the bias has shape {list(b.shape)}, expected [{w.shape[0]}] for a weight of shape {list(w.shape)}"
+        )
     return _conv_infer(x, w, direction="forward", stride=stride, padding=padding, dilation=dilation, groups=groups, shape=shape)
 
 
@@ -293,19 +312,25 @@ def _conv3(x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilation: Any, 
 
 
 @public(namespaces=("", "nn.functional"), method=False)
-def conv1d(input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Any:
+def conv1d(
+    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Any:
     """1-d convolution of (N, C, L) or (C, L) with (O, C / groups, K); padding may be 'same' or 'valid'."""
     return _conv("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
 
 
 @public(namespaces=("", "nn.functional"), method=False)
-def conv2d(input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Any:
+def conv2d(
+    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Any:
     """2-d convolution of (N, C, H, W) or (C, H, W) with (O, C / groups, KH, KW); padding may be 'same' or 'valid'."""
     return _conv("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
 
 
 @public(namespaces=("", "nn.functional"), method=False)
-def conv3d(input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Any:
+def conv3d(
+    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Any:
     """3-d convolution of (N, C, D, H, W) or (C, D, H, W) with (O, C / groups, KD, KH, KW); padding may be 'same' or 'valid'."""
     return _conv("conv3d", 3, input, weight, bias, stride, padding, dilation, groups)
 
@@ -338,7 +363,9 @@ def _transposed3(x: Any, w: Any, stride: Any, padding: Any, dilation: Any, extra
     total = None
     for k in range(kd):
         tap = slice_(w, starts=(0, 0, k, 0, 0), steps=(1,) * 5, sizes=(*w.shape[:2], 1, *w.shape[3:]))
-        y = _transposed2(flat, reshape(tap, shape=(*w.shape[:2], *w.shape[3:])), stride[1:], padding[1:], dilation[1:], extra[1:], groups)
+        y = _transposed2(
+            flat, reshape(tap, shape=(*w.shape[:2], *w.shape[3:])), stride[1:], padding[1:], dilation[1:], extra[1:], groups
+        )
         y = permute(reshape(y, shape=(n, d, *y.shape[1:])), dims=(0, 2, 1, 3, 4))
         shape = (n, y.shape[1], full, *y.shape[3:])
         part = unslice(y, shape=shape, starts=(0, 0, k * dilation[0], 0, 0), steps=(1, 1, stride[0], 1, 1))
@@ -357,7 +384,9 @@ def _conv_transpose(
     if any(e < 0 or e >= max(s, d) for e, s, d in zip(extra, stride, dilation)):
         raise ValueError(f"{name}: output_padding {extra} must be smaller than stride {stride} or dilation {dilation}")
     if x.shape[1] != w.shape[0]:
-        raise ValueError(f"{name}: an input of {x.shape[1]} channels does not fit a weight of shape {list(w.shape)} (in, out/groups, ...)")
+        raise ValueError(
+            f"{name}: an input of {x.shape[1]} channels does not fit a weight of shape {list(w.shape)} (in, out/groups, ...)"
+        )
     if n == 1:
         y = _transposed2(_flat(x), _flat(w), (1, *stride), (0, *padding), (1, *dilation), (0, *extra), groups)
         y = shaped(y, (*y.shape[:2], y.shape[3]))
@@ -370,28 +399,44 @@ def _conv_transpose(
 
 @public(namespaces=("", "nn.functional"), method=False)
 def conv_transpose1d(
-    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
     dilation: Any = 1,
-) -> Any:  # fmt: skip
+) -> Any:
     """Transposed 1-d convolution of (N, C, L) with (C, O / groups, K): the gradient of `conv1d` for its input."""
     return _conv_transpose("conv_transpose1d", 1, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 @public(namespaces=("", "nn.functional"), method=False)
 def conv_transpose2d(
-    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
     dilation: Any = 1,
-) -> Any:  # fmt: skip
+) -> Any:
     """Transposed 2-d convolution of (N, C, H, W) with (C, O / groups, KH, KW): the gradient of `conv2d` for its input."""
     return _conv_transpose("conv_transpose2d", 2, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 @public(namespaces=("", "nn.functional"), method=False)
 def conv_transpose3d(
-    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0, groups: int = 1,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
     dilation: Any = 1,
-) -> Any:  # fmt: skip
+) -> Any:
     """Transposed 3-d convolution of (N, C, D, H, W) with (C, O / groups, KD, KH, KW): the gradient of `conv3d` for its input."""
     return _conv_transpose("conv_transpose3d", 3, input, weight, bias, stride, padding, output_padding, groups, dilation)
-
-

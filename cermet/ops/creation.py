@@ -58,7 +58,13 @@ def _constant(name: str, value: int, doc: str) -> None:
     """Declare ``name(*size)`` and ``name_like(input)``."""
 
     def make(
-        *size: Any, dtype: Any = None, layout: Any = None, device: Any = None, requires_grad: bool = False, pin_memory: bool = False, **named: Any
+        *size: Any,
+        dtype: Any = None,
+        layout: Any = None,
+        device: Any = None,
+        requires_grad: bool = False,
+        pin_memory: bool = False,
+        **named: Any,
     ) -> Any:
         shape = _sizes(size, named.pop("size", None), name)
         named.pop("memory_format", None)
@@ -69,7 +75,13 @@ def _constant(name: str, value: int, doc: str) -> None:
         return _finished(filled(shape, value, dtype or dt.get_default_dtype()), requires_grad)
 
     def like(
-        input: Any, *, dtype: Any = None, layout: Any = None, device: Any = None, requires_grad: bool = False, memory_format: Any = None
+        input: Any,
+        *,
+        dtype: Any = None,
+        layout: Any = None,
+        device: Any = None,
+        requires_grad: bool = False,
+        memory_format: Any = None,
     ) -> Any:
         check_dtype(dtype, name + "_like")
         resolve_device(device)
@@ -97,7 +109,11 @@ def full(
     check_dtype(dtype, "full")
     resolve_device(device)
     if dtype is None:
-        dtype = dt.of_scalar(fill_value.item() if isinstance(fill_value, np.generic) else fill_value) if is_number(fill_value) else None
+        dtype = (
+            dt.of_scalar(fill_value.item() if isinstance(fill_value, np.generic) else fill_value)
+            if is_number(fill_value)
+            else None
+        )
     shape = shape_of((tuple(size),) if isinstance(size, tuple | list) else (size,), "full")
     return _finished(filled(shape, fill_value, dtype or fill_value.dtype), requires_grad)
 
@@ -129,7 +145,8 @@ def _number(x: Any) -> Any:
 
 @public(method=False)
 def arange(
-    start: Any, end: Any = None, step: Any = 1, *, dtype: Any = None, layout: Any = None, device: Any = None, requires_grad: bool = False,
+    start: Any, end: Any = None, step: Any = 1, *, dtype: Any = None, layout: Any = None, device: Any = None, requires_grad:
+    bool = False,
     pin_memory: bool = False,
 ) -> Any:  # fmt: skip
     """Values from ``start`` (0) in steps of ``step`` up to but not including ``end``; int64 when all are integers.

@@ -16,10 +16,14 @@ from typing import Any
 from cermet.dtypes import DType
 from cermet.graph.node import Call, Meta, Node
 
-__all__ = ["OUT", "REGISTRY", "Arg", "Failing", "OpDef", "Sample", "VjpContext", "call_op", "hooks"]
+__all__ = ["OUT", "REGISTRY", "Arg", "Failing", "OpDef", "Sample", "ShapeError", "VjpContext", "call_op", "hooks"]
 
 OUT = -1
 """In ``saves``: the op's own (first) result."""
+
+
+class ShapeError(RuntimeError, ValueError):
+    """Shapes that do not fit each other: a RuntimeError as in PyTorch, and a ValueError as in NumPy."""
 
 
 class VjpContext:

@@ -88,7 +88,7 @@ neg = unary(
 
 
 def _scaled(name: str, a: Any, b: Any, alpha: Any) -> Any:
-    """alpha * b, with PyTorch's refusal of a floating alpha for integers."""
+    """The product alpha * b, with PyTorch's refusal of a floating alpha for integers."""
     if isinstance(alpha, float) and not (a.dtype.kind == "f"):
         raise RuntimeError(f"{name}: for integral inputs alpha must not be a floating number, got {alpha!r}")
     return mul(as_value(b, a), as_value(alpha, a, a.dtype))

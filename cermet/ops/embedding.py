@@ -119,9 +119,14 @@ def _padding(padding_idx: int | None, count: int, name: str) -> int:
 
 @public(namespaces=("nn.functional",), method=False)
 def embedding(
-    input: Any, weight: Any, padding_idx: int | None = None, max_norm: float | None = None, norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False, sparse: bool = False,
-) -> Any:  # fmt: skip
+    input: Any,
+    weight: Any,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
     """Rows of ``weight`` (num_embeddings, dim) at the indices ``input`` (*), as (*, dim).
 
     Args:
@@ -142,17 +147,27 @@ def _limit_norms(weight: Any, index: Any, max_norm: float, norm_type: float) -> 
     w = weight.detach()
     norms = (w.abs() ** norm_type).sum(-1) ** (1.0 / norm_type)
     flat = to_dtype(index, dt.int64).reshape(-1)
-    used = scatter(zeros_like_value(norms, tuple(norms.shape)), full_value(norms, 1, tuple(flat.shape)), flat, dims=(0,), rest=(), mode="max")
+    used = scatter(
+        zeros_like_value(norms, tuple(norms.shape)), full_value(norms, 1, tuple(flat.shape)), flat, dims=(0,), rest=(), mode="max"
+    )
     factor = where((norms > max_norm).logical_and(used > 0), max_norm / (norms + 1e-7), full_value(norms, 1, ()))
     w._write(w * factor.unsqueeze(-1))
 
 
 @public(namespaces=("nn.functional",), method=False)
 def embedding_bag(
-    input: Any, weight: Any, offsets: Any = None, max_norm: float | None = None, norm_type: float = 2,
-    scale_grad_by_freq: bool = False, mode: str = "mean", sparse: bool = False, per_sample_weights: Any = None,
-    include_last_offset: bool = False, padding_idx: int | None = None,
-) -> Any:  # fmt: skip
+    input: Any,
+    weight: Any,
+    offsets: Any = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Any = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Any:
     """Sums, means or maxima of bags of rows: ``input`` (B, N) is B bags of N, or (N) with ``offsets`` (B), where each bag begins.
 
     Raises:
@@ -165,7 +180,9 @@ def embedding_bag(
     if len(input.shape) == 1:
         if offsets is None:
             raise ValueError("embedding_bag: a 1-dimensional input needs offsets")
-        return _ragged_bags(input, weight, offsets, mode, per_sample_weights, include_last_offset, padding_idx, max_norm, norm_type)
+        return _ragged_bags(
+            input, weight, offsets, mode, per_sample_weights, include_last_offset, padding_idx, max_norm, norm_type
+        )
     if offsets is not None:
         raise ValueError("embedding_bag: offsets must be None for a 2-dimensional input: each row is a bag")
     rows = embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq)

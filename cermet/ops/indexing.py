@@ -1,7 +1,8 @@
 """Indexing: ``x[...]`` and ``x[...] = v`` in every form.
 
-Ints, slices, None and Ellipsis make views. Integer tensors are gathered and scattered. A boolean mask needs its value, because the shape of
-the result depends on it: it is looked at, at the call; except where one value is written through a mask, which is a choice by position.
+Ints, slices, None and Ellipsis make views. Integer tensors are gathered and scattered. A boolean mask needs its value, because
+the shape of the result depends on it: it is looked at, at the call; except where one value is written through a mask, which is
+a choice by position.
 """
 
 from __future__ import annotations
@@ -143,7 +144,9 @@ def _advanced(plan: _Plan, item: Any, d: int, shape: tuple[int, ...]) -> int:
         return d + 1
     n = len(item.shape)
     if tuple(item.shape) != shape[d : d + n]:
-        raise IndexError(f"a mask of shape {list(item.shape)} does not match dimensions {d} to {d + n - 1} of shape {list(shape)}")
+        raise IndexError(
+            f"a mask of shape {list(item.shape)} does not match dimensions {d} to {d + n - 1} of shape {list(shape)}"
+        )
     if n == 0:
         plan.advanced[len(plan.shape)] = hooks.to_tensor(np.zeros(int(bool(item)), np.int64), dtype=None, like=None)
         plan.shape.append(1)

@@ -8,7 +8,7 @@ import numpy as np
 
 from cermet import dtypes as dt
 from cermet.graph.node import Meta
-from cermet.ops.define import Arg, Failing, OpDef, Sample
+from cermet.ops.define import Arg, Failing, OpDef, Sample, ShapeError
 from cermet.ops.elementwise import choose, lt, where
 from cermet.ops.movement import expand, reshape, slice_, unslice
 from cermet.ops.public import public
@@ -61,7 +61,7 @@ def _cat_infer(*metas: Meta, dim: int) -> Meta:
         if m.dtype is not first.dtype:
             raise TypeError(f"cat: expected inputs of one dtype, got {first.dtype} and {m.dtype}")
         if m.ndim != first.ndim or any(a != b for d, (a, b) in enumerate(zip(m.shape, first.shape)) if d != dim):
-            raise ValueError(
+            raise ShapeError(
                 f"cat: sizes must agree except in dimension {dim}: input 0 has shape {list(first.shape)}, input {k} {list(m.shape)}"
             )
     size = sum(m.shape[dim] for m in metas)
@@ -86,7 +86,9 @@ def _cat_decompose(*xs: Any, dim: int) -> Any:
     parts, at = [], 0
     for x in xs:
         if x.shape[dim]:
-            parts.append((at, unslice(x, shape=full, starts=tuple([at if d == dim else 0 for d in range(len(full))]), steps=steps)))
+            parts.append(
+                (at, unslice(x, shape=full, starts=tuple([at if d == dim else 0 for d in range(len(full))]), steps=steps))
+            )
         at += x.shape[dim]
     if not parts:
         return xs[0]
@@ -192,7 +194,10 @@ def dstack(tensors: Any) -> Any:
 @public(method=False)
 def column_stack(tensors: Any) -> Any:
     """The tensors side by side; vectors are columns."""
-    xs = [reshape(x, shape=(x.shape[0] if len(x.shape) else 1, 1)) if len(x.shape) < 2 else x for x in _tensors(tensors, "column_stack")]
+    xs = [
+        reshape(x, shape=(x.shape[0] if len(x.shape) else 1, 1)) if len(x.shape) < 2 else x
+        for x in _tensors(tensors, "column_stack")
+    ]
     return cat(xs, 1)
 
 
@@ -223,7 +228,9 @@ def repeat(input: Any, *repeats: Any) -> Any:
     times = tuple(repeats[0]) if len(repeats) == 1 and isinstance(repeats[0], tuple | list) else tuple(repeats)
     shape = tuple(input.shape)
     if len(times) < len(shape):
-        raise RuntimeError(f"repeat: {len(times)} numbers for a tensor of {len(shape)} dimensions; there must be at least as many")
+        raise RuntimeError(
+            f"repeat: {len(times)} numbers for a tensor of {len(shape)} dimensions; there must be at least as many"
+        )
     if any(n < 0 for n in times):
         raise RuntimeError(f"repeat: numbers must not be negative, got {times}")
     shape = (1,) * (len(times) - len(shape)) + shape
@@ -359,7 +366,9 @@ def _pad_edges(x: Any, d: int, before: int, after: int, mode: str) -> Any:
     n = x.shape[d]
     limit = {"reflect": n - 1, "circular": n, "replicate": max(before, after) if n else 0}[mode]
     if max(before, after) > limit:
-        raise RuntimeError(f"pad: {mode} padding of ({before}, {after}) needs a dimension of more than size {n}, in shape {list(x.shape)}")
+        raise RuntimeError(
+            f"pad: {mode} padding of ({before}, {after}) needs a dimension of more than size {n}, in shape {list(x.shape)}"
+        )
     x = cut(x, d, max(-before, 0), n - max(-before, 0) - max(-after, 0)) if min(before, after) < 0 else x
     n, before, after = x.shape[d], max(before, 0), max(after, 0)
     low, high = None, None
@@ -385,7 +394,8 @@ def pad(input: Any, pad: Any, mode: str = "constant", value: float | None = None
     """``input`` padded: ``pad`` holds (before, after) for the last dimension, then for the one before it, and so on.
 
     Args:
-        mode: ``"constant"`` (``value``, 0), ``"reflect"`` (mirrored without the edge), ``"replicate"`` (the edge), ``"circular"``.
+        mode: ``"constant"`` (``value``, 0), ``"reflect"`` (mirrored without the edge), ``"replicate"`` (the edge),
+        ``"circular"``.
 
     Raises:
         RuntimeError: for an odd number of numbers, more than the dimensions, or padding larger than the mode allows.

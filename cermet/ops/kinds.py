@@ -8,7 +8,7 @@ from typing import Any
 from cermet import dtypes as dt
 from cermet.dtypes import DType
 from cermet.graph.node import Meta, broadcast_shapes, meta
-from cermet.ops.define import Arg, Failing, OpDef, Sample
+from cermet.ops.define import Arg, Failing, OpDef, Sample, ShapeError
 from cermet.ops.public import public
 from cermet.ops.support import check_floating, floating, pair, same_dtype, unbroadcast
 
@@ -29,7 +29,7 @@ def broadcast_meta(name: str, *metas: Meta) -> Meta:
     try:
         shape = broadcast_shapes(*[m.shape for m in metas])
     except ValueError as e:
-        raise ValueError(f"{name}: {e}. Reshape or expand one of them.") from None
+        raise ShapeError(f"{name}: {e}. Reshape or expand one of them.") from None
     return meta(shape, metas[0].dtype, metas[0].device)
 
 
@@ -125,9 +125,7 @@ def elementwise(
     def summed_vjp(c: Any, g: Any) -> Any:
         assert vjp is not None
         grads = vjp(c, g)
-        return tuple(
-            [None if x is None or not c.needs[i] else unbroadcast(x, c.metas[i]) for i, x in enumerate(grads)]
-        )
+        return tuple([None if x is None or not c.needs[i] else unbroadcast(x, c.metas[i]) for i, x in enumerate(grads)])
 
     where = domains or [(-3.0, 3.0)] * arity
     shapes = [((3, 4),) * arity, ((),) * arity, ((2, 0),) * arity]
@@ -141,8 +139,8 @@ def elementwise(
     failing = (Failing(tuple(Arg((k + 2, 3), where[k]) for k in range(arity)), dict(attr_values or {}), ValueError, "broadcast"),)
     return OpDef(
         name, "elementwise", infer or default_infer, vjp=summed_vjp if vjp is not None else None, saves=saves, lower=lower,
-        reference=reference, dtypes=dtypes, samples=samples, failing=failing, commutative=commutative, identity=identity, onnx=onnx,
-        ulp=ulp, doc=doc, attrs=attrs,
+        reference=reference, dtypes=dtypes, samples=samples, failing=failing, commutative=commutative, identity=identity,
+        onnx=onnx, ulp=ulp, doc=doc, attrs=attrs,
     )  # fmt: skip
 
 

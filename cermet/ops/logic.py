@@ -27,8 +27,8 @@ def _logical(name: str, lower: Callable[..., Any], reference: Callable[..., Any]
         return broadcast_meta(name, a, b)
 
     op = elementwise(
-        name, 2, infer=infer, lower=lower, reference=reference, dtypes=(dt.bool,), domains=("bool", "bool"), gradient=False, onnx=onnx,
-        ulp=0, doc=doc,
+        name, 2, infer=infer, lower=lower, reference=reference, dtypes=(dt.bool,), domains=("bool", "bool"), gradient=False,
+        onnx=onnx, ulp=0, doc=doc,
     )  # fmt: skip
 
     def function(input: Any, other: Any) -> Any:
@@ -57,13 +57,17 @@ def logical_not(input: Any) -> Any:
     return not_(to_dtype(input, dt.bool))
 
 
-def _bitwise(name: str, lower: Callable[..., Any], reference: Callable[..., Any], doc: str, dtypes: Any = _BITS, **kw: Any) -> OpDef:
+def _bitwise(
+    name: str, lower: Callable[..., Any], reference: Callable[..., Any], doc: str, dtypes: Any = _BITS, **kw: Any
+) -> OpDef:
     domains = kw.pop("domains", ((0, 100), (0, 100)))
     return binary(name, lower=lower, reference=reference, dtypes=dtypes, domains=domains, gradient=False, ulp=0, doc=doc, **kw)
 
 
 bitwise_and = _bitwise("bitwise_and", lambda b, x, y: b.and_(x, y), np.bitwise_and, "Bits set in both; for bool the logical and.")
-bitwise_or = _bitwise("bitwise_or", lambda b, x, y: b.or_(x, y), np.bitwise_or, "Bits set in at least one; for bool the logical or.")
+bitwise_or = _bitwise(
+    "bitwise_or", lambda b, x, y: b.or_(x, y), np.bitwise_or, "Bits set in at least one; for bool the logical or."
+)
 bitwise_xor = _bitwise("bitwise_xor", lambda b, x, y: b.xor(x, y), np.bitwise_xor, "Bits set in exactly one.")
 bitwise_not = unary(
     "bitwise_not", lower=lambda b, x: b.not_(x), reference=np.invert, dtypes=_BITS, domain=(-100, 100), gradient=False, ulp=0,

@@ -82,10 +82,19 @@ def pairwise_loss(
     args = tuple(Arg((3, 4), d) for d in domains[:inputs])
     samples = tuple(Sample(args, {**extra, "reduction": r}) for r in _REDUCTIONS)
     return OpDef(
-        name, "composite", infer, attrs=(*attrs, "reduction"), vjp="auto", decompose=decompose, reference=numpy_rule,
-        dtypes=dt.FLOATING, samples=samples, ulp=ulp, doc=doc,
+        name,
+        "composite",
+        infer,
+        attrs=(*attrs, "reduction"),
+        vjp="auto",
+        decompose=decompose,
+        reference=numpy_rule,
+        dtypes=dt.FLOATING,
+        samples=samples,
+        ulp=ulp,
+        doc=doc,
         failing=(Failing((Arg((3, 4)), Arg((5, 4)), *args[2:]), {**extra, "reduction": "mean"}, ValueError, "do not fit"),),
-    )  # fmt: skip
+    )
 
 
 def _warn_shapes(name: str, input: Any, target: Any) -> None:
@@ -120,9 +129,13 @@ def _np_smooth_l1(x: Any, y: Any, *, beta: float) -> Any:
 
 
 smooth_l1_op = pairwise_loss(
-    "smooth_l1_loss", _smooth_l1, _np_smooth_l1, attrs=("beta",), values={"beta": 1.5},
+    "smooth_l1_loss",
+    _smooth_l1,
+    _np_smooth_l1,
+    attrs=("beta",),
+    values={"beta": 1.5},
     doc="Squared below beta, linear beyond (Girshick 2015, arXiv:1504.08083).",
-)  # fmt: skip
+)
 
 
 def _huber(x: Any, y: Any, *, delta: float) -> Any:
@@ -131,9 +144,13 @@ def _huber(x: Any, y: Any, *, delta: float) -> Any:
 
 
 huber_op = pairwise_loss(
-    "huber_loss", _huber, lambda x, y, *, delta: np.where(np.abs(x - y) < delta, 0.5 * (x - y) ** 2, delta * (np.abs(x - y) - delta / 2)),
-    attrs=("delta",), values={"delta": 1.5}, doc="Half the square below delta, linear beyond (Huber 1964).",
-)  # fmt: skip
+    "huber_loss",
+    _huber,
+    lambda x, y, *, delta: np.where(np.abs(x - y) < delta, 0.5 * (x - y) ** 2, delta * (np.abs(x - y) - delta / 2)),
+    attrs=("delta",),
+    values={"delta": 1.5},
+    doc="Half the square below delta, linear beyond (Huber 1964).",
+)
 
 
 def _difference_loss(op: OpDef, name: str, input: Any, target: Any, reduction: str, weight: Any = None, **attrs: Any) -> Any:
@@ -156,7 +173,9 @@ def mse_loss(
     input: Any, target: Any, size_average: Any = None, reduce: Any = None, reduction: str = "mean", weight: Any = None
 ) -> Any:
     """Mean (or sum, or each) of the squared differences."""
-    return _difference_loss(mse_op, "mse_loss", input, target, check_reduction(reduction, "mse_loss", size_average, reduce), weight)
+    return _difference_loss(
+        mse_op, "mse_loss", input, target, check_reduction(reduction, "mse_loss", size_average, reduce), weight
+    )
 
 
 @public(namespaces=("nn.functional",), method=False)
@@ -183,7 +202,9 @@ def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: float = 
     """Half the square for differences below ``delta``, linear beyond."""
     if delta <= 0:
         raise ValueError(f"huber_loss: delta must be positive, got {delta}")
-    return _difference_loss(huber_op, "huber_loss", input, target, check_reduction(reduction, "huber_loss"), weight, delta=float(delta))
+    return _difference_loss(
+        huber_op, "huber_loss", input, target, check_reduction(reduction, "huber_loss"), weight, delta=float(delta)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- cross entropies
@@ -257,9 +278,14 @@ def _same_shape(name: str, input: Any, target: Any) -> None:
 
 @public(namespaces=("", "nn.functional"), method=False)
 def binary_cross_entropy_with_logits(
-    input: Any, target: Any, weight: Any = None, size_average: Any = None, reduce: Any = None, reduction: str = "mean",
+    input: Any,
+    target: Any,
+    weight: Any = None,
+    size_average: Any = None,
+    reduce: Any = None,
+    reduction: str = "mean",
     pos_weight: Any = None,
-) -> Any:  # fmt: skip
+) -> Any:
     """Binary cross entropy of sigmoid(input) without overflow.
 
     Args:
@@ -282,13 +308,19 @@ def binary_cross_entropy_with_logits(
 # ---------------------------------------------------------------------------------------------------------- likelihoods
 
 kl_op = pairwise_loss(
-    "kl_div", lambda x, t: sub(xlogy(t, t), mul(t, x)), lambda x, t: np.where(t > 0, t * np.log(np.where(t > 0, t, 1)), 0) - t * x,
-    domains=((-3.0, 0.0), (0.1, 1.0)), doc="t (log t - x) for log-probabilities x and probabilities t.",
-)  # fmt: skip
+    "kl_div",
+    lambda x, t: sub(xlogy(t, t), mul(t, x)),
+    lambda x, t: np.where(t > 0, t * np.log(np.where(t > 0, t, 1)), 0) - t * x,
+    domains=((-3.0, 0.0), (0.1, 1.0)),
+    doc="t (log t - x) for log-probabilities x and probabilities t.",
+)
 kl_log_op = pairwise_loss(
-    "kl_div_log", lambda x, t: mul(exp(t), sub(t, x)), lambda x, t: np.exp(t) * (t - x), domains=((-3.0, 0.0), (-3.0, 0.0)),
+    "kl_div_log",
+    lambda x, t: mul(exp(t), sub(t, x)),
+    lambda x, t: np.exp(t) * (t - x),
+    domains=((-3.0, 0.0), (-3.0, 0.0)),
     doc="exp(t) (t - x) for log-probabilities x and t.",
-)  # fmt: skip
+)
 
 
 @public(namespaces=("", "nn.functional"), method=False)
@@ -303,12 +335,14 @@ def kl_div(
         return div(op(x, t, reduction="sum"), float(max(x.shape[0] if len(x.shape) else 1, 1)))
     kind = check_reduction(reduction, "kl_div", size_average, reduce)
     if kind == "mean":
-        warnings.warn("kl_div: reduction='mean' divides by all elements; use 'batchmean' for the mathematical definition", stacklevel=3)
+        warnings.warn(
+            "kl_div: reduction='mean' divides by all elements; use 'batchmean' for the mathematical definition", stacklevel=3
+        )
     return op(x, t, reduction=kind)
 
 
 def _stirling(t: Any) -> Any:
-    """t log t - t + log(2 pi t) / 2 for t above 1, else 0."""
+    """T log t - t + log(2 pi t) / 2 for t above 1, else 0."""
     one = full_value(t, 1.0, ())
     safe = where(lt(one, t), t, one)
     value = add(sub(mul(safe, log(safe)), safe), mul(log(mul(safe, 2 * math.pi)), 0.5))
@@ -327,17 +361,27 @@ def _np_poisson(x: Any, t: Any, *, log_input: bool, full: bool, eps: float) -> A
 
 
 poisson_op = pairwise_loss(
-    "poisson_nll_loss", _poisson, _np_poisson, attrs=("log_input", "full", "eps"),
-    values={"log_input": True, "full": True, "eps": 1e-8}, domains=((-2.0, 2.0), (0.0, 5.0)),
+    "poisson_nll_loss",
+    _poisson,
+    _np_poisson,
+    attrs=("log_input", "full", "eps"),
+    values={"log_input": True, "full": True, "eps": 1e-8},
+    domains=((-2.0, 2.0), (0.0, 5.0)),
     doc="exp(x) - t x, or x - t log(x + eps); with full, Stirling's term.",
-)  # fmt: skip
+)
 
 
 @public(namespaces=("", "nn.functional"), method=False)
 def poisson_nll_loss(
-    input: Any, target: Any, log_input: bool = True, full: bool = False, size_average: Any = None, eps: float = 1e-8,
-    reduce: Any = None, reduction: str = "mean",
-) -> Any:  # fmt: skip
+    input: Any,
+    target: Any,
+    log_input: bool = True,
+    full: bool = False,
+    size_average: Any = None,
+    eps: float = 1e-8,
+    reduce: Any = None,
+    reduction: str = "mean",
+) -> Any:
     """Negative log likelihood of counts under a Poisson distribution with (log-)rate ``input``."""
     kind = check_reduction(reduction, "poisson_nll_loss", size_average, reduce)
     return poisson_op(*promote(input, target), log_input=bool(log_input), full=bool(full), eps=float(eps), reduction=kind)
@@ -355,10 +399,15 @@ def _gaussian(x: Any, t: Any, v: Any, *, full: bool, eps: float) -> Any:
 gaussian_op = pairwise_loss(
     "gaussian_nll_loss",
     _gaussian,
-    lambda x, t, v, *, full, eps: 0.5 * (np.log(np.maximum(v, eps)) + (x - t) ** 2 / np.maximum(v, eps)) + full * 0.5 * math.log(2 * math.pi),
-    inputs=3, attrs=("full", "eps"), values={"full": True, "eps": 1e-6}, domains=((-3.0, 3.0), (-3.0, 3.0), (0.5, 2.0)),
+    lambda x, t, v, *, full, eps: (
+        0.5 * (np.log(np.maximum(v, eps)) + (x - t) ** 2 / np.maximum(v, eps)) + full * 0.5 * math.log(2 * math.pi)
+    ),
+    inputs=3,
+    attrs=("full", "eps"),
+    values={"full": True, "eps": 1e-6},
+    domains=((-3.0, 3.0), (-3.0, 3.0), (0.5, 2.0)),
     doc="(log v + (x - t)^2 / v) / 2 with v at least eps (Nix, Weigend 1994).",
-)  # fmt: skip
+)
 
 
 @public(namespaces=("nn.functional",), method=False)

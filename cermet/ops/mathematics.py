@@ -17,7 +17,7 @@ from cermet.ops.define import OUT, OpDef
 from cermet.ops.elementwise import choose, div, eq, ge, le, mul, ne
 from cermet.ops.kinds import FLOATS, INTS, NUMERIC, binary, unary
 from cermet.ops.public import public
-from cermet.ops.support import floating, is_number, pair, promote, to_dtype, zeros_like_value
+from cermet.ops.support import floating, is_number, pair, promote, to_dtype
 
 _BOTH = ("", "special")
 _NN = ("", "nn.functional")
@@ -117,7 +117,7 @@ pow_op = binary(
 
 
 def _power_by_number(x: Any, n: Any) -> Any:
-    """x to the power of a Python number; small powers are products, which are quicker and exact."""
+    """A power of x by a Python number; small powers are products, which are quicker and exact."""
     if n == 2:
         return square(x)
     if n == 1:
@@ -187,7 +187,13 @@ tanh = _function(
     "tanh", lambda c, g: mul(g, 1.0 - square(c.out)), np.tanh, _OUT, "Hyperbolic tangent.", namespaces=_NN, onnx="Tanh"
 )
 asinh = _function(
-    "asinh", lambda c, g: mul(g, rsqrt(square(c[0]) + 1.0)), np.arcsinh, _X, "Inverse of sinh.", aliases=("arcsinh",), onnx="Asinh"
+    "asinh",
+    lambda c, g: mul(g, rsqrt(square(c[0]) + 1.0)),
+    np.arcsinh,
+    _X,
+    "Inverse of sinh.",
+    aliases=("arcsinh",),
+    onnx="Asinh",
 )
 acosh = _function(
     "acosh", lambda c, g: mul(g, rsqrt(square(c[0]) - 1.0)), np.arccosh, _X, "Inverse of cosh.", domain=(1.2, 4.0),
@@ -259,8 +265,8 @@ def _logit_lower(b: Any, x: Any) -> Any:
 
 logit_op = unary(
     "logit", result="floating", vjp=lambda c, g: div(g, mul(c[0], 1.0 - c[0])), saves=_X, lower=_logit_lower, expose=False,
-    reference=lambda x: np.where(np.abs(x - 0.5) < 0.25, np.log1p((x - 0.5) * 2 / (1 - x)), np.log(x / (1 - x))), domain=(0.05, 0.95),
-    ulp=6, doc="Inverse of sigmoid.",
+    reference=lambda x: np.where(np.abs(x - 0.5) < 0.25, np.log1p((x - 0.5) * 2 / (1 - x)), np.log(x / (1 - x))), domain=(0.05,
+    0.95), ulp=6, doc="Inverse of sigmoid.",
 )  # fmt: skip
 
 
@@ -382,7 +388,13 @@ def _gaussian(x: Any) -> Any:
 
 
 erf = _function(
-    "erf", lambda c, g: mul(g, mul(_gaussian(c[0]), _TWO_OVER_SQRT_PI)), _each(math.erf), _X, "Error function.", namespaces=_BOTH, onnx="Erf"
+    "erf",
+    lambda c, g: mul(g, mul(_gaussian(c[0]), _TWO_OVER_SQRT_PI)),
+    _each(math.erf),
+    _X,
+    "Error function.",
+    namespaces=_BOTH,
+    onnx="Erf",
 )
 erfc = _function(
     "erfc", lambda c, g: mul(g, mul(_gaussian(c[0]), -_TWO_OVER_SQRT_PI)), _each(math.erfc), _X, "1 - erf(x), exact in the tail.",
@@ -406,7 +418,7 @@ def _lgamma(x: float) -> float:
 
 
 def _zeta_tail(n: int, x: Any, log_free: Any) -> Any:
-    """sum of 1 / (x + k)^(n+1), k >= 0, for large x: Euler-Maclaurin (DLMF 5.15.8), times 1. ``log_free(p)`` is x^-p."""
+    """The sum of 1 / (x + k)^(n+1), k >= 0, for large x: Euler-Maclaurin (DLMF 5.15.8), times 1. ``log_free(p)`` is x^-p."""
     s = n + 1
     terms = [(1.0 / n, n), (0.5, s)]
     rising = float(s)
@@ -545,7 +557,14 @@ def _gcd_lower(b: Any, x: Any, y: Any) -> Any:
 
 
 gcd = binary(
-    "gcd", lower=_gcd_lower, reference=np.gcd, dtypes=INTS, gradient=False, commutative=True, ulp=0, doc="Greatest common divisor, not negative."
+    "gcd",
+    lower=_gcd_lower,
+    reference=np.gcd,
+    dtypes=INTS,
+    gradient=False,
+    commutative=True,
+    ulp=0,
+    doc="Greatest common divisor, not negative.",
 )
 
 
@@ -559,8 +578,6 @@ def lcm(input: Any, other: Any) -> Any:
 
 @public(inplace=True)
 def ldexp(input: Any, other: Any) -> Any:
-    """input * 2^other."""
+    """The product input * 2^other."""
     x, y = promote(input, other, float_result=True)
     return mul(x, exp2(y))
-
-

@@ -313,7 +313,9 @@ def _batch_infer(x: Meta, *rest: Meta, eps: float, affine: str, running: bool) -
     vectors = rest[:-1] if running else rest
     for m in vectors:
         if m.shape != (channels,):
-            raise ValueError(f"batch_norm: an input of {channels} channels needs parameters of shape [{channels}], got {list(m.shape)}")
+            raise ValueError(
+                f"batch_norm: an input of {channels} channels needs parameters of shape [{channels}], got {list(m.shape)}"
+            )
     if x.numel == channels:
         raise ValueError(f"batch_norm: expected more than 1 value per channel in training, got an input of shape {list(x.shape)}")
     return (x, rest[-3], rest[-2]) if running else x
@@ -416,9 +418,15 @@ batch_norm_eval = OpDef(
 
 @public(namespaces=("nn.functional",), method=False)
 def batch_norm(
-    input: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None, training: bool = False,
-    momentum: float = 0.1, eps: float = 1e-05,
-) -> Any:  # fmt: skip
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-05,
+) -> Any:
     """Normalised per channel of (N, C, *): by the batch's statistics in training (running ones are moved in place), else by running ones.
 
     Raises:
@@ -434,9 +442,7 @@ def batch_norm(
     from cermet.ops.define import hooks
 
     w = hooks.to_tensor(float(momentum), dtype=dt.float32, like=input)
-    out, mean, var = batch_norm_train(
-        input, *given, running_mean, running_var, w, eps=float(eps), affine=affine, running=True
-    )
+    out, mean, var = batch_norm_train(input, *given, running_mean, running_var, w, eps=float(eps), affine=affine, running=True)
     for buffer, value in ((running_mean, mean), (running_var, var)):
         buffer._write(value.detach())
     return out
@@ -444,15 +450,23 @@ def batch_norm(
 
 @public(namespaces=("nn.functional",), method=False)
 def instance_norm(
-    input: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None, bias: Any = None, use_input_stats: bool = True,
-    momentum: float = 0.1, eps: float = 1e-05,
-) -> Any:  # fmt: skip
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-05,
+) -> Any:
     """Normalised per sample and channel of (N, C, *), (Ulyanov et al. 2016, arXiv:1607.08022)."""
     if not use_input_stats:
         return batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     shape = tuple(input.shape)
     if math.prod(shape[2:]) == 1:
-        raise ValueError(f"instance_norm: expected more than 1 place per channel in training, got an input of shape {list(shape)}")
+        raise ValueError(
+            f"instance_norm: expected more than 1 place per channel in training, got an input of shape {list(shape)}"
+        )
     if running_mean is not None:
         _move_instance_statistics(input, running_mean, running_var, momentum)
     return group_norm(input, shape[1], weight, bias, eps)

@@ -21,9 +21,17 @@ from cermet.ops.support import check_floating, to_dtype
 
 
 def update_op(
-    name: str, arrays: int, scalars: int, results: int, rule: Callable[..., Any], reference: Callable[..., Any], doc: str,
-    attrs: tuple[str, ...] = (), values: tuple[dict[str, Any], ...] = ({},), positive: tuple[int, ...] = (),
-) -> OpDef:  # fmt: skip
+    name: str,
+    arrays: int,
+    scalars: int,
+    results: int,
+    rule: Callable[..., Any],
+    reference: Callable[..., Any],
+    doc: str,
+    attrs: tuple[str, ...] = (),
+    values: tuple[dict[str, Any], ...] = ({},),
+    positive: tuple[int, ...] = (),
+) -> OpDef:
     """A composite whose first ``arrays`` inputs share one shape and whose rest are scalars; result 0 has the dtype of the parameter
     (input 0), result k > 0 that of input k + 1 (its state).
 
@@ -35,7 +43,9 @@ def update_op(
         check_floating(metas[0], name)
         for m in metas[1:arrays]:
             if m.shape != metas[0].shape:
-                raise ValueError(f"{name}: a parameter of shape {list(metas[0].shape)} with a gradient or state of shape {list(m.shape)}")
+                raise ValueError(
+                    f"{name}: a parameter of shape {list(metas[0].shape)} with a gradient or state of shape {list(m.shape)}"
+                )
         out = (metas[0], *metas[2 : results + 1])
         return out if results > 1 else out[0]
 
@@ -53,13 +63,21 @@ def update_op(
 
     samples = tuple(Sample(tuple(arg(k) for k in range(arrays + scalars)), v, gradient=False) for v in values)
     return OpDef(
-        name, "composite", infer, attrs=attrs, decompose=decompose, reference=reference, dtypes=dt.FLOATING, samples=samples, ulp=64,
+        name,
+        "composite",
+        infer,
+        attrs=attrs,
+        decompose=decompose,
+        reference=reference,
+        dtypes=dt.FLOATING,
+        samples=samples,
+        ulp=64,
         doc=doc,
-    )  # fmt: skip
+    )
 
 
 def _moved(old: Any, new: Any, beta: Any) -> Any:
-    """old * beta + new * (1 - beta), as old + (new - old) (1 - beta)."""
+    """Old * beta + new * (1 - beta), as old + (new - old) (1 - beta)."""
     return add(old, mul(sub(new, old), sub(1.0, beta)))
 
 
@@ -92,22 +110,33 @@ _plain = {"momentum": False, "nesterov": False, "maximize": False, "first": Fals
 _heavy = {**_plain, "momentum": True}
 
 sgd_step = update_op(
-    "sgd_step", 2, 4, 1, _sgd, _np_sgd, "One step of gradient descent. Inputs: parameter, gradient, lr, weight decay, 0, 0.",
-    _SGD_ATTRS, (_plain, {**_plain, "maximize": True}),
-)  # fmt: skip
+    "sgd_step",
+    2,
+    4,
+    1,
+    _sgd,
+    _np_sgd,
+    "One step of gradient descent. Inputs: parameter, gradient, lr, weight decay, 0, 0.",
+    _SGD_ATTRS,
+    (_plain, {**_plain, "maximize": True}),
+)
 sgd_momentum_step = update_op(
-    "sgd_momentum_step", 3, 4, 2, _sgd, _np_sgd,
+    "sgd_momentum_step",
+    3,
+    4,
+    2,
+    _sgd,
+    _np_sgd,
     "One step of gradient descent with momentum. Inputs: parameter, gradient, velocity, lr, weight decay, momentum, 1 - dampening.",
-    _SGD_ATTRS, (_heavy, {**_heavy, "nesterov": True}, {**_heavy, "first": True}),
-)  # fmt: skip
+    _SGD_ATTRS,
+    (_heavy, {**_heavy, "nesterov": True}, {**_heavy, "first": True}),
+)
 
 
 # ----------------------------------------------------------------------------------------------------------------- adam
 
 
-def _adam(
-    p: Any, g: Any, m: Any, v: Any, *rest: Any, amsgrad: bool, maximize: bool, decoupled: bool
-) -> Any:
+def _adam(p: Any, g: Any, m: Any, v: Any, *rest: Any, amsgrad: bool, maximize: bool, decoupled: bool) -> Any:
     """Kingma, Ba 2014 (arXiv:1412.6980); decoupled decay of Loshchilov, Hutter 2017 (arXiv:1711.05101).
 
     Scalars: size = lr / (1 - beta1^t), root = sqrt(1 - beta2^t), beta1, beta2, eps, decay (times lr where decoupled).
@@ -140,18 +169,36 @@ def _np_adam(p: Any, g: Any, m: Any, v: Any, *rest: Any, amsgrad: bool, maximize
 
 
 _ADAM_ATTRS = ("amsgrad", "maximize", "decoupled")
-_adam_values = ({"amsgrad": False, "maximize": False, "decoupled": False}, {"amsgrad": False, "maximize": True, "decoupled": True})
+_adam_values = (
+    {"amsgrad": False, "maximize": False, "decoupled": False},
+    {"amsgrad": False, "maximize": True, "decoupled": True},
+)
 
 adam_step = update_op(
-    "adam_step", 4, 6, 3, _adam, _np_adam,
+    "adam_step",
+    4,
+    6,
+    3,
+    _adam,
+    _np_adam,
     "One step of Adam or AdamW. Inputs: parameter, gradient, first and second moment; lr / (1 - beta1^t), sqrt(1 - beta2^t), beta1, beta2, "
     "eps, decay (times lr where decoupled). Results: parameter and moments.",
-    _ADAM_ATTRS, _adam_values, positive=(3,),
-)  # fmt: skip
+    _ADAM_ATTRS,
+    _adam_values,
+    positive=(3,),
+)
 amsgrad_step = update_op(
-    "amsgrad_step", 5, 6, 4, _adam, _np_adam, "`adam_step` with the largest second moment so far as a fifth input and fourth result.",
-    _ADAM_ATTRS, tuple({**v, "amsgrad": True} for v in _adam_values), positive=(3, 4),
-)  # fmt: skip
+    "amsgrad_step",
+    5,
+    6,
+    4,
+    _adam,
+    _np_adam,
+    "`adam_step` with the largest second moment so far as a fifth input and fourth result.",
+    _ADAM_ATTRS,
+    tuple({**v, "amsgrad": True} for v in _adam_values),
+    positive=(3, 4),
+)
 
 
 # ----------------------------------------------------------------------------------------------------------- one moment
@@ -198,10 +245,17 @@ _RMS_ATTRS = ("centered", "momentum", "maximize")
 def _rms(name: str, centered: bool, momentum: bool) -> OpDef:
     extra = int(centered) + int(momentum)
     return update_op(
-        name, 3 + extra, 5, 2 + extra, _rmsprop, _np_rmsprop,
+        name,
+        3 + extra,
+        5,
+        2 + extra,
+        _rmsprop,
+        _np_rmsprop,
         "One step of RMSprop. Inputs: parameter, gradient, mean square, mean and velocity where used, lr, alpha, eps, decay, momentum.",
-        _RMS_ATTRS, ({"centered": centered, "momentum": momentum, "maximize": False},), positive=(2,) if not centered else (),
-    )  # fmt: skip
+        _RMS_ATTRS,
+        ({"centered": centered, "momentum": momentum, "maximize": False},),
+        positive=(2,) if not centered else (),
+    )
 
 
 rmsprop_steps = {(False, False): _rms("rmsprop_step", False, False), (False, True): _rms("rmsprop_momentum_step", False, True)}
@@ -221,6 +275,14 @@ def _np_adagrad(p: Any, g: Any, s: Any, lr: Any, eps: Any, decay: Any, *, maximi
 
 
 adagrad_step = update_op(
-    "adagrad_step", 3, 3, 2, _adagrad, _np_adagrad, "One step of Adagrad. Inputs: parameter, gradient, sum of squares, lr, eps, decay.",
-    ("maximize",), ({"maximize": False},), positive=(2,),
-)  # fmt: skip
+    "adagrad_step",
+    3,
+    3,
+    2,
+    _adagrad,
+    _np_adagrad,
+    "One step of Adagrad. Inputs: parameter, gradient, sum of squares, lr, eps, decay.",
+    ("maximize",),
+    ({"maximize": False},),
+    positive=(2,),
+)

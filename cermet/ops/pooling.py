@@ -52,7 +52,9 @@ def _check(name: str, m: Meta, n: int, kernel: Any, stride: Any, padding: Any, d
     return (*m.shape[:-n], *out)
 
 
-def _window_view(x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, out: Sequence[int], fill: float) -> tuple[Any, tuple[int, ...]]:
+def _window_view(
+    x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, out: Sequence[int], fill: float
+) -> tuple[Any, tuple[int, ...]]:
     """All windows of the last n dimensions, and the dims that run over a window's elements.
 
     Shape (*lead, O1..On, K1..Kn), or (*lead, O1, K1, .., On, Kn) for windows that tile the input.
@@ -61,7 +63,12 @@ def _window_view(x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, 
     shape = tuple(x.shape)
     lead, sizes = shape[:-n], shape[-n:]
     base = len(lead)
-    if kernel == stride and not any(padding) and all(d == 1 for d in dilation) and all(s == k * o for s, k, o in zip(sizes, kernel, out)):
+    if (
+        kernel == stride
+        and not any(padding)
+        and all(d == 1 for d in dilation)
+        and all(s == k * o for s, k, o in zip(sizes, kernel, out))
+    ):
         tiled = [v for o, k in zip(out, kernel) for v in (o, k)]
         return shaped(x, (*lead, *tiled)), tuple([base + 2 * i + 1 for i in range(n)])
     reach = [(o - 1) * t + d * (k - 1) + 1 for o, t, d, k in zip(out, stride, dilation, kernel)]
@@ -179,8 +186,12 @@ def _max_grad_reference(g: Any, x: Any, y: Any, **a: Any) -> Any:
 def _attrs(kernel: Any, stride: Any = None, padding: Any = None, dilation: Any = None, ceil: bool = False) -> dict[str, Any]:
     n = len(kernel)
     return {
-        "kernel": kernel, "stride": stride or kernel, "padding": padding or (0,) * n, "dilation": dilation or (1,) * n, "ceil": ceil,
-    }  # fmt: skip
+        "kernel": kernel,
+        "stride": stride or kernel,
+        "padding": padding or (0,) * n,
+        "dilation": dilation or (1,) * n,
+        "ceil": ceil,
+    }
 
 
 _CASES: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
@@ -368,4 +379,3 @@ def average(x: Any, kernel: Any, stride: Any, padding: Any, ceil: bool, include_
     for c in counts[1:]:
         grid = grid[..., None] * c
     return div(total, hooks.to_tensor(grid, dtype=total.dtype, like=total))
-

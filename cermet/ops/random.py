@@ -32,7 +32,9 @@ _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 
 def _philox_reference(key: Any, counter: Any, *, word: int) -> Any:
     """Ten rounds of Philox-4x32 (Salmon et al. 2011, section 3.3)."""
-    key, counter = np.broadcast_arrays(np.asarray(key, np.int64).astype(np.uint64), np.asarray(counter, np.int64).astype(np.uint64))
+    key, counter = np.broadcast_arrays(
+        np.asarray(key, np.int64).astype(np.uint64), np.asarray(counter, np.int64).astype(np.uint64)
+    )
     low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
     k0, k1 = key & low, key >> shift
     c0, c1 = counter & low, counter >> shift
@@ -176,7 +178,8 @@ def _maker(name: str, make: Any, doc: str) -> None:
         return out.requires_grad_() if requires_grad else out
 
     def like(
-        input: Any, *, generator: Any = None, dtype: Any = None, layout: Any = None, device: Any = None, requires_grad: bool = False,
+        input: Any, *, generator: Any = None, dtype: Any = None, layout: Any = None, device: Any = None, requires_grad: bool =
+        False,
         memory_format: Any = None,
     ) -> Any:  # fmt: skip
         out = make(tuple(input.shape), _floating_dtype(dtype or input.dtype, name + "_like"), generator)
@@ -205,7 +208,8 @@ def _integers(low: int, high: int, shape: tuple[int, ...], generator: Any) -> An
 
 @public(method=False)
 def randint(
-    low: int, high: Any = None, size: Any = None, *, generator: Any = None, dtype: Any = None, layout: Any = None, device: Any = None,
+    low: int, high: Any = None, size: Any = None, *, generator: Any = None, dtype: Any = None, layout: Any = None, device: Any =
+    None,
     requires_grad: bool = False,
 ) -> Any:  # fmt: skip
     """Random integers uniform in [low, high): ``randint(high, size)`` or ``randint(low, high, size)``.
@@ -223,7 +227,9 @@ def randint(
 
 
 @public(method=False)
-def randint_like(input: Any, low: int, high: int | None = None, *, dtype: Any = None, device: Any = None, generator: Any = None) -> Any:
+def randint_like(
+    input: Any, low: int, high: int | None = None, *, dtype: Any = None, device: Any = None, generator: Any = None
+) -> Any:
     """Random integers uniform in [low, high) (or [0, low)) in the input's shape and dtype."""
     low, high = (0, low) if high is None else (low, high)
     return to_dtype(_integers(int(low), int(high), tuple(input.shape), generator), dtype or input.dtype)
@@ -291,15 +297,17 @@ def poisson(input: Any, generator: Any = None) -> Any:
 def multinomial(input: Any, num_samples: int, replacement: bool = False, *, generator: Any = None) -> Any:
     """Indices drawn with the weights in the rows of the input, (num_samples,) or (rows, num_samples).
 
-    With replacement by inverting the running sum; without, by the order of exponential random numbers over the weights (Efraimidis and
-    Spirakis 2006).
+    With replacement by inverting the running sum; without, by the order of exponential random numbers over the weights
+    (Efraimidis and Spirakis 2006).
 
     Raises:
         RuntimeError: for other shapes, or more samples than categories without replacement.
     """
     n = len(input.shape)
     if n not in (1, 2) or input.dtype.kind != "f":
-        raise RuntimeError(f"multinomial: expected floating weights of one or two dimensions, got {input.dtype} {list(input.shape)}")
+        raise RuntimeError(
+            f"multinomial: expected floating weights of one or two dimensions, got {input.dtype} {list(input.shape)}"
+        )
     if not replacement and num_samples > input.shape[-1]:
         raise RuntimeError(f"multinomial: cannot draw {num_samples} of {input.shape[-1]} categories without replacement")
     from cermet.ops.joining import cut
@@ -378,7 +386,7 @@ def cauchy(x: Any, median: float = 0.0, sigma: float = 1.0, *, generator: Any = 
 
 
 def log_normal(x: Any, mean: float = 1.0, std: float = 2.0, *, generator: Any = None) -> Any:
-    """exp of a normal random number."""
+    """Exp of a normal random number."""
     from cermet.ops.mathematics import exp
 
     return exp(normal_around(x, mean, std, generator=generator))

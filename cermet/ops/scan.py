@@ -198,5 +198,3 @@ def logcumsumexp(input: Any, dim: int) -> Any:
     d = wrap_dim(dim, len(input.shape), "logcumsumexp")
     x = floating(input)
     return logcumsumexp_op(x, dim=d) if len(x.shape) else add(x, 0.0)
-
-

@@ -8,7 +8,6 @@ from typing import Any
 from cermet import dtypes as dt
 from cermet.graph.node import broadcast_shapes
 from cermet.ops.arithmetic import clamp
-
 from cermet.ops.elementwise import div, mul, sub, where
 from cermet.ops.gather import gather, scatter
 from cermet.ops.indexing import aligned_index, getitem, index_long
@@ -36,7 +35,9 @@ def _along(name: str, input: Any, dim: int, index: Any) -> tuple[Any, Any, int, 
 def _check_sizes(name: str, what: str, small: Any, large: Any, skip: int | None) -> None:
     if any(a > b for k, (a, b) in enumerate(zip(small.shape, large.shape)) if k != skip):
         but = "" if skip is None else f" but in dimension {skip}"
-        raise RuntimeError(f"{name}: the index of shape {list(small.shape)} must not be larger than {what} of shape {list(large.shape)}{but}")
+        raise RuntimeError(
+            f"{name}: the index of shape {list(small.shape)} must not be larger than {what} of shape {list(large.shape)}{but}"
+        )
 
 
 @public(name="gather")
@@ -346,7 +347,10 @@ def _put(x: Any, update: Any, d: int, start: int, step: int) -> Any:
 
     n = len(x.shape)
     return put_slice(
-        x, update, starts=tuple([start if k == d else 0 for k in range(n)]), steps=tuple([step if k == d else 1 for k in range(n)])
+        x,
+        update,
+        starts=tuple([start if k == d else 0 for k in range(n)]),
+        steps=tuple([step if k == d else 1 for k in range(n)]),
     )
 
 
@@ -357,7 +361,9 @@ def diagonal_scatter(input: Any, src: Any, offset: int = 0, dim1: int = 0, dim2:
 
     n = len(input.shape)
     return put_diagonal(
-        input, to_dtype(src, input.dtype), offset=int(offset), dim1=wrap_dim(dim1, n, "diagonal_scatter"), dim2=wrap_dim(dim2, n, "diagonal_scatter")
+        input,
+        to_dtype(src, input.dtype),
+        offset=int(offset),
+        dim1=wrap_dim(dim1, n, "diagonal_scatter"),
+        dim2=wrap_dim(dim2, n, "diagonal_scatter"),
     )
-
-

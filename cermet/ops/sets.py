@@ -39,7 +39,9 @@ def _results(values: Any, inverse: Any, counts: Any, want_inverse: bool, want_co
 
 
 @public()
-def unique(input: Any, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None) -> Any:
+def unique(
+    input: Any, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False, dim: int | None = None
+) -> Any:
     """The distinct elements, sorted (or the distinct slices along ``dim``). Looks at the values.
 
     Args:
@@ -67,7 +69,9 @@ def unique_consecutive(input: Any, return_inverse: bool = False, return_counts: 
     starts = np.flatnonzero(first)
     counts = np.diff(np.append(starts, len(rows)))
     shape = a.shape if dim is None else (-1,)
-    return _results(_data(np.take(flat, starts, axis=d), input.dtype), inverse.reshape(shape), counts, return_inverse, return_counts)
+    return _results(
+        _data(np.take(flat, starts, axis=d), input.dtype), inverse.reshape(shape), counts, return_inverse, return_counts
+    )
 
 
 @public(method=False)
@@ -190,7 +194,9 @@ def histogram(input: Any, bins: Any, *, range: Any = None, weight: Any = None, d
     last = gather(edges, full_value(x, n, tuple(x.shape), dt.int64), dims=(0,), rest=())
     place = where(eq(x, last), full_value(x, n - 1, (), dt.int64), place)
     inside = mul(ge(place, 0), ne(ge(place, n), True))
-    amount = to_dtype(inside, x.dtype) if weight is None else mul(to_dtype(inside, x.dtype), reshape(weight, shape=tuple(x.shape)))
+    amount = (
+        to_dtype(inside, x.dtype) if weight is None else mul(to_dtype(inside, x.dtype), reshape(weight, shape=tuple(x.shape)))
+    )
     counts = scatter(full_value(x, 0, (n,)), amount, clamp(place, 0, n - 1), dims=(0,), rest=(), mode="add")
     if density:
         from cermet.ops.joining import cut

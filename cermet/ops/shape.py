@@ -167,7 +167,9 @@ def unsqueeze(input: Any, dim: int) -> Any:
 def transpose(input: Any, dim0: int, dim1: int) -> Any:
     """A view with two dimensions exchanged."""
     n = len(input.shape)
-    return transposed(input, wrap_dim(dim0, n, "transpose"), wrap_dim(dim1, n, "transpose")) if n else view(permute, input, dims=())
+    return (
+        transposed(input, wrap_dim(dim0, n, "transpose"), wrap_dim(dim1, n, "transpose")) if n else view(permute, input, dims=())
+    )
 
 
 @public(name="permute")
@@ -414,7 +416,9 @@ def _dim_split(name: str, dim_of: Any) -> Any:
             raise RuntimeError(f"{name}: expected at least {least} dimensions, got shape {list(input.shape)}")
         d = dim_of(n)
         if isinstance(indices_or_sections, int) and input.shape[d] % indices_or_sections:
-            raise RuntimeError(f"{name}: dimension {d} of size {input.shape[d]} does not split into {indices_or_sections} equal parts")
+            raise RuntimeError(
+                f"{name}: dimension {d} of size {input.shape[d]} does not split into {indices_or_sections} equal parts"
+            )
         return tensor_split(input, indices_or_sections, d)
 
     fn.__name__ = fn.__qualname__ = name

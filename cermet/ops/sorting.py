@@ -213,7 +213,9 @@ def _quantiles(input: Any, q: Any, dim: int | None, keepdim: bool, interpolation
         if not 0 <= q <= 1:
             raise RuntimeError(f"{name}: q must lie in [0, 1], got {q}")
         q = full_value(input, float(q), ())
-    x, d = (reshape(input, shape=(math.prod(input.shape),)), 0) if dim is None else (_at_least_1d(input), wrap_dim(dim, ndim, name))
+    x, d = (
+        (reshape(input, shape=(math.prod(input.shape),)), 0) if dim is None else (_at_least_1d(input), wrap_dim(dim, ndim, name))
+    )
     order = [k for k in range(len(x.shape)) if k != d] + [d]
     rows = permute(x, dims=tuple(order))
     last = len(order) - 1
@@ -337,5 +339,3 @@ def bucketize(input: Any, boundaries: Any, *, out_int32: bool = False, right: bo
     if len(boundaries.shape) != 1:
         raise RuntimeError(f"bucketize: boundaries must be a vector, got shape {list(boundaries.shape)}")
     return searchsorted(boundaries, input, out_int32=out_int32, right=right)
-
-

@@ -46,7 +46,15 @@ def _composite(name: str, *, attrs: tuple[str, ...] = (), ulp: float = 8, sample
 
     failing = tuple(Failing((Arg((3,), (0, 3), dt.int64),), s.attrs, TypeError, "floating") for s in samples[:1])
     return OpDef(
-        name, "composite", infer, attrs=("dims", "keepdim", *attrs), dtypes=dt.FLOATING, ulp=ulp, samples=samples, failing=failing, **record
+        name,
+        "composite",
+        infer,
+        attrs=("dims", "keepdim", *attrs),
+        dtypes=dt.FLOATING,
+        ulp=ulp,
+        samples=samples,
+        failing=failing,
+        **record,
     )
 
 
@@ -101,7 +109,9 @@ mean_op = _composite(
     "mean",
     vjp=lambda c, g: spread(div(g, float(_count(c.metas[0], c.dims))), c.metas[0], c.dims, c.keepdim),
     decompose=_mean_decompose,
-    reference=lambda x, *, dims, keepdim: np.mean(x, axis=dims, keepdims=keepdim) if x.size else np.sum(x, dims, keepdims=keepdim) / 0.0,
+    reference=lambda x, *, dims, keepdim: (
+        np.mean(x, axis=dims, keepdims=keepdim) if x.size else np.sum(x, dims, keepdims=keepdim) / 0.0
+    ),
     samples=(*_reduction_samples(), Sample((Arg((3, 0)),), {"dims": (1,), "keepdim": False}, gradient=False)),
     onnx="ReduceMean",
     doc="The mean over dims.",
@@ -189,7 +199,10 @@ def _spread_of(op: OpDef, input: Any, dim: Any, unbiased: Any, correction: Any, 
     if input.dtype.kind != "f":
         raise RuntimeError(f"{op.name}: expected a floating dtype, got {input.dtype}; convert with .float()")
     return op(
-        input, dims=wrap_dims(dim, len(input.shape), op.name), keepdim=bool(keepdim), correction=1 if correction is None else correction
+        input,
+        dims=wrap_dims(dim, len(input.shape), op.name),
+        keepdim=bool(keepdim),
+        correction=1 if correction is None else correction,
     )
 
 
@@ -285,7 +298,7 @@ def _norm_decompose(x: Any, *, dims: tuple[int, ...], keepdim: bool, p: float) -
 
 
 def _norm_vjp(c: Any, g: Any) -> Any:
-    """x |x|^(p-2) / norm^(p-1); 0 where the norm is 0, a corner where PyTorch gives 0 too."""
+    """X |x|^(p-2) / norm^(p-1); 0 where the norm is 0, a corner where PyTorch gives 0 too."""
     m, p, x = c.metas[0], c.p, c[0]
     scale = choose(eq(c.out, 0), 0, div(g, c.out if p == 2.0 else pow_op(c.out, p - 1.0)))
     wide = spread(scale, m, c.dims, c.keepdim)
@@ -491,5 +504,3 @@ def _truth(name: str, op: OpDef, doc: str) -> Callable[..., Any]:
 
 any_ = _truth("any", reduce_any, "Whether any element over ``dim``, or of all, is not 0.")
 all_ = _truth("all", reduce_all, "Whether all elements over ``dim``, or of all, are not 0.")
-
-

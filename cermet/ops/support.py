@@ -99,7 +99,7 @@ def pair(x: Any, y: Any, float_result: bool = False) -> tuple[Any, Any]:
 
 def promote(*args: Any, float_result: bool = False) -> tuple[Any, ...]:
     """The arguments as values of their common dtype; numbers become run-time scalars of it."""
-    args = tuple([x if is_number(x) or hasattr(x, "dtype") and type(x.dtype) is DType else as_value(x) for x in args])
+    args = tuple([x if is_number(x) or (hasattr(x, "dtype") and type(x.dtype) is DType) else as_value(x) for x in args])
     d = result_dtype(*args)
     if float_result and d.kind != "f":
         d = dt.get_default_dtype()

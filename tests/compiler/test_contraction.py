@@ -299,7 +299,7 @@ def test_an_epilogue_replaces_the_store(shape: tuple[int, ...], dtype: dt.DType)
         bound = Bound(made, host(), buffers, guarded=True)
         bound.run()
         exact = a.array.astype(np.float64) @ b.array.astype(np.float64) + bias.array.astype(np.float64)
-        exact = np.maximum(exact, 0) + np.arange(m)[:, None] + 1000 * np.arange(batch)[:, None, None]
+        exact = np.maximum(exact, 0.0) + np.arange(m, dtype=np.float64)[:, None] + 1000.0 * np.arange(batch)[:, None, None]
         eps = float(ml_dtypes.finfo(dtype.numpy).eps)
         np.testing.assert_allclose(y.array.astype(np.float64), exact, rtol=4 * eps, atol=(k + 4) * 1e-6)
         first = y.array.copy()

@@ -699,3 +699,24 @@ def test_both_efforts_agree() -> None:
         arrays = [data(p.dtype, 100, k) for k, p in enumerate(kernel.params[:-2])]
         rtol = 1e-15 if kernel.name == "fma" else 0.0
         same(kernel, [*arrays, np.zeros(100, kernel.params[-2].dtype.numpy), 100], 2, effort=jit.FULL, rtol=rtol)
+
+
+def test_targets_by_name() -> None:
+    from cermet import config
+    from cermet.compiler.llvm.target import named
+
+    assert named("") == named("host") == host()
+    assert named("x86-64-v4").vector_bytes == 64 and named("x86-64").vector_bytes == 16
+    narrow = named("x86-64-v4,-avx512f")
+    assert narrow.vector_bytes == 32 and not narrow.has_avx512
+    with pytest.raises(ValueError, match="unknown target"):
+        named("pdp11")
+    other = "aarch64" if host().is_x86 else "x86-64"
+    with config.scope(cpu=other), pytest.raises(ValueError, match="cannot run"):
+        host()
+    if host().is_x86:
+        with config.scope(cpu="x86-64"):
+            assert host().vector_bytes == 16
+        if not host().has_avx512:
+            with config.scope(cpu="x86-64-v4"), pytest.raises(ValueError, match="lacks"):
+                host()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+pytest.importorskip("scipy")
+pytest.importorskip("mpmath")
+
 from bench import vmath_ulp as ulp
 from cermet.compiler.llvm.vmath import FUNCTIONS
 from cermet.compiler.loops.ir import MATH
 
-pytest.importorskip("scipy")
-pytest.importorskip("mpmath")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 NAMES = sorted(FUNCTIONS)

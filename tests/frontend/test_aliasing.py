@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import cermet as ct
-
 from tests.frontend.aliasing import CASES, Model
 
 START = np.random.default_rng(7).uniform(-3, 3, (3, 4))

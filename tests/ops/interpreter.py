@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from typing import Any
 
 import numpy as np
@@ -72,5 +71,3 @@ def run_lower(op: Any, arrays: list[Any], dtypes: list[dt.DType], attrs: dict[st
     shape = np.broadcast_shapes(*[v.shape for v in values.values()])
     with np.errstate(all="ignore"):
         return np.broadcast_to(evaluate(out, values), shape).astype(result.numpy)
-
-

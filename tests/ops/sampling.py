@@ -82,7 +82,9 @@ def assert_near(got: Any, want: Any, ulp: float, name: str, whole: bool = False)
         size = np.abs(want[finite])
         if whole and size.size:
             size = np.maximum(size, max(size.max(), 1.0))
-        unit = np.maximum(info.eps * 2.0 ** np.floor(np.log2(np.maximum(size, info.smallest_normal))), info.smallest_normal * info.eps)
+        unit = np.maximum(
+            info.eps * 2.0 ** np.floor(np.log2(np.maximum(size, info.smallest_normal))), info.smallest_normal * info.eps
+        )
         error = np.abs(got[finite] - want[finite]) / unit
     # One half is the rounding of the result itself; a 16-bit result is computed in float32, so that is all there is.
     allowed = max(ulp, 0.51) if d.itemsize > 2 else max(0.51 + ulp / 64, 1.0)

@@ -11,8 +11,19 @@ from cermet.ops.public import PUBLIC
 
 PACKAGE = Path(cermet.__file__).parent
 NAMES = set(REGISTRY) | {name for _, name in PUBLIC}
+# The compiler may name its primitives: each needs code of its own there. Anything beyond these is an op.
+PRIMITIVE = {
+    op.name for op in REGISTRY.values() if op.kind in ("leaf", "movement", "reduce", "gather", "scatter", "scan", "sort")
+}
+COMPILED = set(REGISTRY) - PRIMITIVE
 # Python's own operator methods; and the rooms that speak of the loop IR, whose operations share names with ops.
 ALLOWED = ("frontend/attach.py", "compiler/loops/", "compiler/llvm/")
+# Lists that stand now, and why: {"file": "reason"}. One that has gone must go from here too.
+KNOWN = {
+    "nn/init.py": "names of nonlinearities are the arguments of calculate_gain",
+    "compiler/schedule/fuse.py": "costs of elementwise ops; should be a field of the record",
+    "nn/functional.py": "functions of the top that belong here too; should be namespaces in the record",
+}
 # So many op names in one display are a list of ops, not an accident.
 MANY = 4
 
@@ -30,6 +41,7 @@ def listed(node: ast.AST) -> list[str]:
 
 def test_no_list_of_ops_outside_the_records() -> None:
     found = []
+    stale = set(KNOWN)
     for path in sorted(PACKAGE.rglob("*.py")):
         where = path.relative_to(PACKAGE).as_posix()
         if where.startswith(("ops/", *ALLOWED)):
@@ -37,10 +49,14 @@ def test_no_list_of_ops_outside_the_records() -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         exported = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"}
         for node in ast.walk(tree):
-            names = [n for n in listed(node) if n in NAMES] if id(node) not in exported else []
-            if len(names) >= MANY:
+            counted = COMPILED if where.startswith("compiler/") else NAMES
+            names = [n for n in listed(node) if n in counted] if id(node) not in exported else []
+            if len(names) >= MANY and where in KNOWN:
+                stale.discard(where)
+            elif len(names) >= MANY:
                 found.append(f"{where}:{node.lineno} lists the ops {', '.join(names[:8])}")
     assert not found, "\n  ".join(["", *found, "say it in the op's record (cermet/ops), and derive it from there"])
+    assert not stale, f"take these out of KNOWN: {sorted(stale)}"
 
 
 def test_public_functions_are_documented() -> None:

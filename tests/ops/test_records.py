@@ -14,7 +14,6 @@ from cermet.frontend.autograd import grad
 from cermet.graph.node import meta
 from cermet.lazy.record import local
 from cermet.ops.define import REGISTRY, OpDef, Sample
-
 from tests.ops.interpreter import run_lower
 from tests.ops.sampling import array, arrays, assert_near, dtype_of, seed_of, tensors, widened
 
@@ -140,10 +139,14 @@ def test_gradient(op: OpDef) -> None:
         grads = grad(loss, [inputs[k] for k in places], allow_unused=True)
         for k, v, g in zip(places, directions, grads, strict=True):
             h = 1e-5
-            slope = weighted(op, moved(values, k, v, h), sample.attrs, weights) - weighted(op, moved(values, k, v, -h), sample.attrs, weights)
+            slope = weighted(op, moved(values, k, v, h), sample.attrs, weights) - weighted(
+                op, moved(values, k, v, -h), sample.attrs, weights
+            )
             numeric = slope / (2 * h)
             analytic = 0.0 if g is None else float(np.sum(g._array() * v))
-            assert g is None or tuple(g.shape) == values[k].shape, f"{op.name}: gradient of shape {g.shape} for input {values[k].shape}"
+            assert g is None or tuple(g.shape) == values[k].shape, (
+                f"{op.name}: gradient of shape {g.shape} for input {values[k].shape}"
+            )
             scale = max(1.0, abs(numeric))
             assert abs(analytic - numeric) <= 2e-6 * scale, f"{op.name} {sample.attrs} input {k}: {analytic} against {numeric}"
 

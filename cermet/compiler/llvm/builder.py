@@ -1,8 +1,9 @@
 """`LaneBuilder`: typed arithmetic on a number of lanes, over an `llvmlite.ir.IRBuilder`.
 
-One lane means scalars, more mean ``<W x T>`` vectors; code written against it (the vector math, the emitter, epilogues of
-kernels designed by hand) serves both. No fast-math flag is ever set and nothing is contracted: an elementwise kernel gives the same bits
-whether it runs as vectors or scalars, fused with its neighbours or not. A fused multiply-add happens only where `fma` is called.
+One lane means scalars, more mean ``<W x T>`` vectors; code written against it (the vector math, the emitter,
+epilogues of kernels designed by hand) serves both. No fast-math flag is ever set and nothing is contracted: an
+elementwise kernel gives the same bits whether it runs as vectors or scalars, fused with its neighbours or not. A
+fused multiply-add happens only where `fma` is called.
 
 Instructions are inserted as ready-made lines of text: building an `llvmlite.ir` instruction object, with its name table and
 its formatting, costs several times as much, and most of the time of a small kernel's compilation would go there. The values are
@@ -357,8 +358,9 @@ class LaneBuilder:
             return self._intrinsic("trunc", x)
         return self.copysign(self.floor(self.fabs(x)), x)
 
-    # The extremes are a comparison and a choice, which is what processors have: the intrinsics' promises about the sign of zero cost more,
-    # and leave open which zero comes out. Here it is the second operand's (of a constant and another: the other's).
+    # The extremes are a comparison and a choice, which is what processors have: the intrinsics' promises about the
+    # sign of zero cost more, and leave open which zero comes out. Here it is the second operand's (of a constant and
+    # another: the other's).
 
     def _extreme(self, pred: str, x: Any, y: Any) -> Any:
         if not y.get_reference().startswith("%"):

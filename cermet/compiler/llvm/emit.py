@@ -1,9 +1,9 @@
 """The loop IR to LLVM: `emit_module` makes of a `Kernel` one function of the kernel ABI (docs/notes/contracts.md).
 
-Registers become SSA values at once (which of them a loop changes is known before it is written, so its phis are). A vector loop is
-written two or three times: several registers wide, one register wide where the first is wider, and scalar for the rest. How an extent
-is divided among them depends on the extent alone. `Reduce` into a register from outside keeps one partial result a lane, combined at the end
-by a fixed tree.
+Registers become SSA values at once (which of them a loop changes is known before it is written, so its phis are). A
+vector loop is written two or three times: several registers wide, one register wide where the first is wider, and
+scalar for the rest. How an extent is divided among them depends on the extent alone. `Reduce` into a register from
+outside keeps one partial result a lane, combined at the end by a fixed tree.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """Expressions of the loop IR to LLVM values, each once, in the outermost scope where it is defined and safe.
 
-A value is *uniform* (one scalar, the same in every lane), *linear* (an int64 that grows by a fixed step from lane to lane, kept as the
-scalar of lane 0 and the step) or *varying* (a vector). Index arithmetic thus stays scalar, and the step of an offset says at once how memory
-is to be read: 0 broadcast, 1 contiguous, -1 reversed, anything else lane by lane.
+A value is *uniform* (one scalar, the same in every lane), *linear* (an int64 that grows by a fixed step from lane to
+lane, kept as the scalar of lane 0 and the step) or *varying* (a vector). Index arithmetic thus stays scalar, and the
+step of an offset says at once how memory is to be read: 0 broadcast, 1 contiguous, -1 reversed, anything else lane by
+lane.
 
-Scopes are nested as the code is. The block of an outer scope is left open while inner ones are written, so that code that does not
-depend on the inner loop is simply put there. Loads move out only as far as they are certain to be executed.
+Scopes are nested as the code is. The block of an outer scope is left open while inner ones are written, so that code
+that does not depend on the inner loop is simply put there. Loads move out only as far as they are certain to be
+executed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The floating remainder of C, exact: a loop of exact partial remainders in a function of its own.
 
-Long division in binary takes a step for each bit of the quotient; here a step takes about twenty bits. With ``s`` the divisor
-times a power of two such that ``1 <= r / s < 2**22``, the rounded quotient is at most one too large, ``r - q * s`` is a multiple of s's last place
-below s, hence exact, and one conditional addition of s repairs the sign.
+Long division in binary takes a step for each bit of the quotient; here a step takes about twenty bits. With ``s`` the
+divisor times a power of two such that ``1 <= r / s < 2**22``, the rounded quotient is at most one too large, ``r - q
+* s`` is a multiple of s's last place below s, hence exact, and one conditional addition of s repairs the sign.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Loads and stores of the loop IR: contiguous, reversed, broadcast, gathered and scattered, with and without masks.
 
-Memory is never touched where a mask is false. A masked scalar load reads from a block of zeros in the module instead, which costs a
-select of the address and no branch.
+Memory is never touched where a mask is false. A masked scalar load reads from a block of zeros in the module instead,
+which costs a select of the address and no branch.
 """
 
 from __future__ import annotations

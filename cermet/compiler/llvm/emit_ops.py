@@ -297,7 +297,7 @@ def _narrow(b: LaneBuilder, x: Any, to: DType) -> Any:
     # Where the nearest float32 is even it lies on one side of x; its neighbour across x is odd.
     outward = b.fcmp("ogt", b.fabs(x), b.fabs(b.fpext(y)))
     odd = b.select(outward, b.add(bits, b.i(1, bits)), b.sub(bits, b.i(1, bits)))
-    # An overflow to infinity must stay one: stepping back from it would give the largest float32, which rounds to infinity as well.
+    # An overflow to infinity steps back to the largest float32, which rounds to infinity as well.
     return b.as_float(b.select(b.and_(inexact, even), odd, bits))
 
 

@@ -40,8 +40,9 @@ class Work:
 def strips(e: Expressions, stmt: For) -> list[tuple[int, bool]]:
     """How to run a vector loop: numbers of lanes, each a multiple of the next, and whether that strip is masked at its end.
 
-    Light bodies get wide strips (several chains of arithmetic at once) and a scalar rest. Heavy ones are written fewer times, as the
-    time to compile them is what they are long in: the rest is one masked vector, or everything is.
+    Light bodies get wide strips (several chains of arithmetic at once) and a scalar rest. Heavy ones are written
+    fewer times, as the time to compile them is what they are long in: the rest is one masked vector, or everything
+    is.
     """
     work = survey(e, stmt.body, stmt.var)
     native = e.target.lanes(work.size)
@@ -56,8 +57,8 @@ def strips(e: Expressions, stmt: For) -> list[tuple[int, bool]]:
 
 
 def unrolls(e: Expressions, stmt: For, extent: int, rest: bool) -> bool:
-    """Whether to unroll a serial loop that asks for it: not where the copies would be long (in the scalar ``rest`` of a vector loop, which
-    runs a few times, even less)."""
+    """Whether to unroll a serial loop that asks for it: not where the copies would be long (in the scalar ``rest`` of
+    a vector loop, which runs a few times, even less)."""
     if not stmt.unroll or extent > _UNROLL_TRIPS:
         return False
     return extent * survey(e, stmt.body, stmt.var).weight <= (_HEAVY if rest else _UNROLL_WEIGHT)

@@ -1,6 +1,7 @@
 """float16 by integer arithmetic, for processors that do not convert it by instruction. Bit for bit what the instructions give.
 
-Both directions are branch-free; the idea of letting a floating multiplication or addition treat the subnormals is Fabian Giesen's.
+Both directions are branch-free; the idea of letting a floating multiplication or addition treat the subnormals is
+Fabian Giesen's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Machine code by key: from memory, else from disk, else compiled now, several kernels side by side.
 
-Code generation is LLVM's, at one of two efforts. The emitter of the loop IR already writes what an optimiser would make of its kernels (values once,
-invariants outside, registers as SSA, loops in vectors), so these go straight to instruction selection and the full register
-allocator; kernels designed by hand get the whole optimising code generator. Figures: docs/notes/codegen.md.
+Code generation is LLVM's, at one of two efforts. The emitter of the loop IR already writes what an optimiser would
+make of its kernels (values once, invariants outside, registers as SSA, loops in vectors), so these go straight to
+instruction selection and the full register allocator; kernels designed by hand get the whole optimising code
+generator. On a Zen 3 at 2.4 GHz an elementwise addition takes LLVM 2.5 ms this way against
+10 at level 1 and up (loop strength reduction alone 1.5 to 2.5 ms a loop), exp 4 against 13, and the code is as quick.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import itertools
+import os
 import sys
 import threading
 import time
@@ -82,7 +85,8 @@ _linker: Any = None
 
 
 def counters() -> dict[str, float]:
-    """Kernels compiled, found in memory, found on disk and evicted from memory since the start; seconds building and compiling."""
+    """Kernels compiled, found in memory, found on disk and evicted from memory since the start; seconds building and
+    compiling."""
     with _lock:
         return {**_counts, "in_memory": len(_codes), "build_seconds": _seconds["build"], "llvm_seconds": _seconds["llvm"]}
 
@@ -100,6 +104,17 @@ def kernel_request(kernel: Any, target: Target | None = None) -> Request:
 
     where = host() if target is None else target
     return Request("loop:" + fingerprint(kernel), lambda: emit_module(kernel, where), ENTRY, LIGHT)
+
+
+def _after_fork() -> None:
+    """A child has none of the threads that were compiling: what they had in hand is nobody's."""
+    global _lock
+    _lock = threading.Lock()
+    _pending.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 # -- the caches ----------------------------------------------------------------------------------------------------
@@ -237,7 +252,8 @@ def _fingerprint() -> str:
 def _options() -> None:
     """Let code generation without optimisation passes (`LIGHT`) use the selection DAG and the full register allocator.
 
-    Both options are the process's, and concern only modules compiled at level 0; other users of llvmlite see at most better code there.
+    Both options are the process's, and concern only modules compiled at level 0; other users of llvmlite see at most
+    better code there.
     """
     llvm.set_option("cermet", "-optimize-regalloc=true")
     llvm.set_option("cermet", "-fast-isel=false")
@@ -253,13 +269,15 @@ def compile_object(module: Any, target: Target, effort: int = FULL) -> bytes:
     text = str(module)
     if "llvm" in config.log:
         print(text, file=sys.stderr)
-    parsed = llvm.parse_assembly(text, llvm.create_context())
-    parsed.verify()
-    if effort != LIGHT:
-        _optimise(parsed, machine, effort)
-    if "asm" in config.log:
-        print(machine.emit_assembly(parsed), file=sys.stderr)
-    body = _emit(machine, parsed)
+    # Closed here, the module first: left to the garbage collector (an exception's frames make cycles) the context might go
+    # before the module in it, which is then freed memory.
+    with llvm.create_context() as context, llvm.parse_assembly(text, context) as parsed:
+        parsed.verify()
+        if effort != LIGHT:
+            _optimise(parsed, machine, effort)
+        if "asm" in config.log:
+            print(machine.emit_assembly(parsed), file=sys.stderr)
+        body = _emit(machine, parsed)
     outside = outside_symbols(body)
     if outside:
         raise RuntimeError(f"the kernel calls {', '.join(outside)}: kernels may call nothing outside their module")
@@ -267,16 +285,15 @@ def compile_object(module: Any, target: Target, effort: int = FULL) -> bytes:
 
 
 def _optimise(parsed: Any, machine: Any, effort: int) -> None:
-    """The few IR passes worth their time for code written by hand: promotion to SSA, common subexpressions, simplification."""
+    """The few IR passes worth their time for code written by hand: SSA, common subexpressions, simplification."""
     tuning = llvm.create_pipeline_tuning_options(effort)
-    builder = llvm.create_pass_builder(machine, tuning)
-    passes = llvm.create_new_module_pass_manager()
-    passes.add_always_inliner_pass()
-    passes.add_sroa_pass()
-    passes.add_instruction_combine_pass()
-    passes.add_simplify_cfg_pass()
-    passes.add_new_gvn_pass()
-    passes.run(parsed, builder)
+    with llvm.create_pass_builder(machine, tuning) as builder, llvm.create_new_module_pass_manager() as passes:
+        passes.add_always_inliner_pass()
+        passes.add_sroa_pass()
+        passes.add_instruction_combine_pass()
+        passes.add_simplify_cfg_pass()
+        passes.add_new_gvn_pass()
+        passes.run(parsed, builder)
 
 
 @cache

@@ -1,8 +1,9 @@
 """Machine code on disk: a folder of object files that is read with suspicion and never needed.
 
-A file is ``magic · checksum · key hash · object``; its name is the key hash. Anything else found under that name (truncated, altered, of another
-format, another user's, a link) is as if it were not there and is written over. Files appear under their names by an atomic
-rename, so that processes may share the folder. Whatever goes wrong with the disk costs a compilation, never an error.
+A file is ``magic · checksum · key hash · object``; its name is the key hash. Anything else found under that name
+(truncated, altered, of another format, another user's, a link) is as if it were not there and is written over. Files
+appear under their names by an atomic rename, so that processes may share the folder. Whatever goes wrong with the
+disk costs a compilation, never an error.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def _hash(*parts: bytes) -> bytes:
 class ObjectCache:
     """Object files under ``folder``, at most about ``limit`` bytes of them; the least recently used go first.
 
-    The folder is made for its owner alone. Where it cannot be made, or belongs to someone else, or others may write to it, the cache is
-    disabled: `get` finds nothing and `put` does nothing.
+    The folder is made for its owner alone. Where it cannot be made, or belongs to someone else, or others may write
+    to it, the cache is disabled: `get` finds nothing and `put` does nothing.
     """
 
     def __init__(self, folder: str | os.PathLike[str], limit: int) -> None:

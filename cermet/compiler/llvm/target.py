@@ -102,82 +102,24 @@ def initialize(arch: str) -> None:
         llvm.initialize_all_asmprinters()
 
 
-_ELF64 = "x86_64-unknown-linux-gnu"
-_V3 = "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe,+popcnt,+sse3,+ssse3,+sse4.1,+sse4.2"
-_V4 = _V3 + ",+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl,-prefer-256-bit"
-
-NAMED: dict[str, Target] = {
-    t.name: t
-    for t in (
-        Target("x86-64", _ELF64, "x86-64"),
-        Target(
-            "x86-64-v3", _ELF64, "x86-64-v3", _V3, 32, has_fma=True, has_round=True, has_f16c=True, has_masked=True, has_gather=True
-        ),
-        Target(
-            "x86-64-v4", _ELF64, "x86-64-v4", _V4, 64, 32, has_fma=True, has_round=True, has_f16c=True, has_masked=True,
-            has_gather=True, has_avx512=True,
-        ),
-        Target(
-            "aarch64", "aarch64-unknown-linux-gnu", "generic", "+neon,+fp-armv8", 16, 32, has_fma=True, has_round=True, has_f16c=True,
-            l1d=64 << 10,
-        ),
-    )
-}  # fmt: skip
+def _parse(features: str) -> dict[str, bool]:
+    return {f[1:]: f[0] == "+" for f in features.split(",") if f}
 
 
-def named(name: str) -> Target:
-    """The target called ``name``; ``""`` and ``"host"`` are this machine as it is.
-
-    Raises:
-        ValueError: when there is none of that name.
-    """
-    if name in ("", "host", "native"):
-        return _detect()
-    if name not in NAMED:
-        raise ValueError(f"unknown target {name!r}; expected host, {', '.join(NAMED)}")
-    found = NAMED[name]
-    if found.arch == _detect().arch:
-        here = _detect()
-        found = replace(found, triple=here.triple, l1d=here.l1d, l2=here.l2, l3=here.l3)
-    return found
-
-
-def host() -> Target:
-    """This machine, or the named target that ``config.cpu`` asks for instead (its instructions must be a subset of ours).
-
-    Raises:
-        ValueError: when ``config.cpu`` names no target, or one of another architecture.
-    """
-    return _host(str(getattr(config, "cpu", "") or ""))
-
-
-@cache
-def _host(override: str) -> Target:
-    found = named(override)
-    if found.arch != _detect().arch:
-        raise ValueError(f"CERMET_CPU={override}: this machine is {_detect().arch} and cannot run {found.arch} code")
-    return found
-
-
-@cache
-def _detect() -> Target:
-    triple = llvm.get_process_triple()
-    cpu = llvm.get_host_cpu_name()
-    features = dict(llvm.get_host_cpu_features())
-    flat = ",".join(("+" if on else "-") + name for name, on in sorted(features.items()))
-    sizes = _cache_sizes()
-    has = features.get
-    if triple.split("-", 1)[0] not in ("x86_64", "amd64"):
-        return Target("host", triple, cpu, flat, 16, 32, has_fma=True, has_round=True, has_f16c=True, **sizes)
+def _x86(name: str, triple: str, cpu: str, features: str, sizes: tuple[int, int, int]) -> Target:
+    """An x86-64 target; what it can do follows from its features."""
+    has = _parse(features).get
     wide = bool(has("avx512f") and has("avx512vl") and has("avx512bw") and has("avx512dq"))
+    if wide:
+        # Some tunings avoid 512-bit vectors to keep the clock up; code that asks for them has weighed that.
+        features += ",-prefer-256-bit"
     return Target(
-        "host",
+        name,
         triple,
         cpu,
-        # Some tunings avoid 512-bit vectors to keep the clock up; code that asks for them has weighed that.
-        flat + ",-prefer-256-bit" if wide else flat,
-        64 if wide else 32 if has("avx2") else 16,
-        32 if wide else 16,
+        features,
+        vector_bytes=64 if wide else 32 if has("avx2") else 16,
+        vector_registers=32 if wide else 16,
         has_fma=bool(has("fma")),
         has_round=bool(has("sse4.1")),
         has_f16c=bool(has("f16c")),
@@ -185,12 +127,88 @@ def _detect() -> Target:
         has_gather=bool(has("avx2")),
         has_avx512=wide,
         has_avx512bf16=bool(wide and has("avx512bf16")),
-        has_vnni=bool(has("avx512vnni") or has("avxvnni")),
-        **sizes,
+        has_vnni=bool((wide and has("avx512vnni")) or has("avxvnni")),
+        l1d=sizes[0],
+        l2=sizes[1],
+        l3=sizes[2],
     )
 
 
-def _cache_sizes() -> dict[str, int]:
+def _neon(name: str, triple: str, cpu: str, features: str, sizes: tuple[int, int, int]) -> Target:
+    return Target(
+        name, triple, cpu, features, 16, 32, has_fma=True, has_round=True, has_f16c=True, l1d=sizes[0], l2=sizes[1], l3=sizes[2]
+    )  # fmt: skip
+
+
+_ELF64 = "x86_64-unknown-linux-gnu"
+_V3 = "+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe,+popcnt,+sse3,+ssse3,+sse4.1,+sse4.2"
+_V4 = _V3 + ",+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl"
+_SIZES = (_CACHE_DEFAULTS[1], _CACHE_DEFAULTS[2], _CACHE_DEFAULTS[3])
+
+NAMED: dict[str, Target] = {
+    "x86-64": _x86("x86-64", _ELF64, "x86-64", "", _SIZES),
+    "x86-64-v3": _x86("x86-64-v3", _ELF64, "x86-64-v3", _V3, _SIZES),
+    "x86-64-v4": _x86("x86-64-v4", _ELF64, "x86-64-v4", _V4, _SIZES),
+    "aarch64": _neon("aarch64", "aarch64-unknown-linux-gnu", "generic", "+neon,+fp-armv8", (64 << 10, *_SIZES[1:])),
+}
+
+
+def named(name: str) -> Target:
+    """The target called ``name``; ``""`` and ``"host"`` are this machine as it is.
+
+    LLVM features may follow, as in ``"x86-64-v3,+avxvnni"`` or ``"host,-avx512f"``.
+
+    Raises:
+        ValueError: when there is none of that name.
+    """
+    base, _, features = name.partition(",")
+    here = _detect()
+    if base in ("", "host", "native"):
+        found = here
+    elif base in NAMED:
+        found = NAMED[base]
+        if found.arch == here.arch:
+            found = replace(found, triple=here.triple, l1d=here.l1d, l2=here.l2, l3=here.l3)
+    else:
+        raise ValueError(f"unknown target {base!r}; expected host, {', '.join(NAMED)}")
+    if not features:
+        return found
+    make = _x86 if found.is_x86 else _neon
+    joined = ",".join(("+" if on else "-") + f for f, on in (_parse(found.features) | _parse(features)).items())
+    return make(name, found.triple, found.cpu, joined, (found.l1d, found.l2, found.l3))
+
+
+def host() -> Target:
+    """This machine, or the target that ``config.cpu`` names instead.
+
+    Raises:
+        ValueError: when ``config.cpu`` names no target, or one whose code this machine cannot run.
+    """
+    return _host(str(config.cpu))
+
+
+@cache
+def _host(override: str) -> Target:
+    found, here = named(override), _detect()
+    if found.arch != here.arch:
+        raise ValueError(f"CERMET_CPU={override}: this machine is {here.arch} and cannot run {found.arch} code")
+    able = _parse(here.features)
+    missing = [f for f, on in _parse(found.features).items() if on and not able.get(f)]
+    if missing:
+        raise ValueError(f"CERMET_CPU={override}: this machine lacks {', '.join(missing)}")
+    return found
+
+
+@cache
+def _detect() -> Target:
+    triple = llvm.get_process_triple()
+    features = ",".join(("+" if on else "-") + name for name, on in sorted(llvm.get_host_cpu_features().items()))
+    found = _cache_sizes()
+    make = _x86 if triple.split("-", 1)[0] in ("x86_64", "amd64") else _neon
+    return make("host", triple, llvm.get_host_cpu_name(), features, (found[1], found[2], found[3]))
+
+
+def _cache_sizes() -> dict[int, int]:
     """Data caches of one core as the kernel reports them, defaults where it does not."""
     sizes = dict(_CACHE_DEFAULTS)
     if sys.platform.startswith("linux"):
@@ -202,7 +220,7 @@ def _cache_sizes() -> dict[str, int]:
                     sizes[level] = _bytes((folder / "size").read_text()) or sizes[level]
             except (OSError, ValueError):
                 continue
-    return {"l1d": sizes[1], "l2": sizes[2], "l3": sizes[3]}
+    return sizes
 
 
 def _bytes(text: str) -> int:

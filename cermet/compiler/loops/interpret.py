@@ -1,8 +1,9 @@
 """The loop IR run by NumPy: the executable definition of what a kernel means, for tests and for `CERMET_REFERENCE`.
 
-Vector loops run as NumPy lanes, serial ones as Python loops; a parallel loop runs as lanes where nothing inside forbids it, else block
-by block. Arithmetic is NumPy's in the compute dtype; MATH operations are evaluated in float64 and rounded once. Memory is checked: an access
-outside a buffer is an IndexError here, where compiled code would just do it.
+Vector loops run as NumPy lanes, serial ones as Python loops; a parallel loop runs as lanes where nothing inside
+forbids it, else block by block. Arithmetic is NumPy's in the compute dtype; MATH operations are evaluated in float64
+and rounded once. Memory is checked: an access outside a buffer is an IndexError here, where compiled code would just
+do it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import special  # type: ignore[import-untyped]
 
 from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, Param, Reduce, Register, Stmt, Store
 from cermet.dtypes import DType
@@ -333,18 +333,28 @@ _BOOL: dict[str, Callable[..., Array]] = {
 
 _PLAIN: dict[str, Callable[..., Array]] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "min": np.minimum, "max": np.maximum,
-    "fma": _fma, "neg": np.negative, "abs": np.abs, "sign": np.sign, "idiv": _idiv, "imod": _imod, "tdiv": _tdiv, "trem": _trem,
-    "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert, "shl": _shl, "shr": _shr,
-    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
-    "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc, "rint": np.rint, "sqrt": np.sqrt,
-    "rsqrt": lambda x: np.ones((), x.dtype) / np.sqrt(x), "copysign": np.copysign, "fmin": np.fmin, "fmax": np.fmax, "fmod": np.fmod,
-    "isnan": np.isnan, "nextafter": np.nextafter, "signbit": np.signbit,
+    "fma": _fma, "neg": np.negative, "abs": np.abs, "sign": np.sign, "idiv": _idiv, "imod": _imod, "tdiv": _tdiv,
+    "trem": _trem, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert, "shl": _shl,
+    "shr": _shr, "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge":
+    np.greater_equal, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc, "rint": np.rint, "sqrt": np.sqrt,
+    "rsqrt": lambda x: np.ones((), x.dtype) / np.sqrt(x), "copysign": np.copysign, "fmin": np.fmin, "fmax": np.fmax,
+    "fmod": np.fmod, "isnan": np.isnan, "nextafter": np.nextafter, "signbit": np.signbit,
 }  # fmt: skip
+
+
+def _special(name: str) -> Callable[..., Array]:
+    def call(x: Array) -> Array:
+        from scipy import special  # late: a test dependency, wanted by these alone
+
+        return getattr(special, name)(x)
+
+    return call
+
 
 _MATH: dict[str, Callable[..., Array]] = {
     "exp": np.exp, "exp2": np.exp2, "expm1": np.expm1, "log": np.log, "log2": np.log2, "log10": np.log10, "log1p": np.log1p,
     "sin": np.sin, "cos": np.cos, "tan": np.tan, "asin": np.arcsin, "acos": np.arccos, "atan": np.arctan, "atan2": np.arctan2,
     "sinh": np.sinh, "cosh": np.cosh, "tanh": np.tanh, "asinh": np.arcsinh, "acosh": np.arccosh, "atanh": np.arctanh,
-    "erf": special.erf, "erfc": special.erfc, "erfinv": special.erfinv, "lgamma": special.gammaln, "digamma": special.digamma,
-    "pow": np.power,
+    "pow": np.power, "erf": _special("erf"), "erfc": _special("erfc"), "erfinv": _special("erfinv"),
+    "lgamma": _special("gammaln"), "digamma": _special("digamma"),
 }  # fmt: skip

@@ -403,8 +403,7 @@ def _run_order(groups: list[Group], evaluated: dict[Group, set[Node]], stored: s
     for g in groups:
         for n in evaluated[g]:
             for x in n.inputs:
-                s = x if x in home and x is not n else source_of(x)
-                h = home.get(s)
+                h = home.get(source_of(x))
                 if h is not None and h is not g:
                     depends[g].add(h)
     waiting = {g: len(d) for g, d in depends.items()}
