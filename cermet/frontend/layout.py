@@ -1,4 +1,5 @@
-"""How a tensor's elements lie in what it views: strides, contiguity, reshaping as a view or a copy, conversion of dtype and device.
+"""How a tensor's elements lie in what it views: strides, contiguity, reshaping as a view or a copy, conversion of dtype and
+device.
 
 Strides are symbolic: those that the element positions would have in the base that a tensor's alias chain starts from. They
 decide what is a view and what a copy by PyTorch's rule; the memory itself is planned by the compiler.
@@ -126,7 +127,8 @@ def reshaped(t: TensorBase, shape: tuple[int, ...], must_view: bool) -> Any:
     if math.prod(shape) == t._node.meta.numel and _fitted(old, strides_of(t), shape) is None:
         if must_view:
             raise RuntimeError(
-                f"view: a tensor of shape {list(old)} with strides {list(strides_of(t))} has no view of shape {list(shape)}; use .reshape()"
+                f"view: a tensor of shape {list(old)} with strides {list(strides_of(t))} has no view of shape {list(shape)}; "
+                "use .reshape()"
             )
         return apply(movement.reshape, (t,), (shape,))
     return view(movement.reshape, t, (shape,))
@@ -206,9 +208,17 @@ def astype(self: Any, dtype: Any) -> Any:
 
 
 _TYPE_NAMES = {
-    "float32": "Float", "float64": "Double", "float16": "Half", "bfloat16": "BFloat16", "uint8": "Byte", "int8": "Char", "int16": "Short",
-    "int32": "Int", "int64": "Long", "bool": "Bool",
-}  # fmt: skip
+    "float32": "Float",
+    "float64": "Double",
+    "float16": "Half",
+    "bfloat16": "BFloat16",
+    "uint8": "Byte",
+    "int8": "Char",
+    "int16": "Short",
+    "int32": "Int",
+    "int64": "Long",
+    "bool": "Bool",
+}
 
 
 def type_(self: Any, dtype: Any = None, non_blocking: bool = False) -> Any:
@@ -305,7 +315,7 @@ def as_strided(input: Any, size: Any, stride: Any, storage_offset: int | None = 
 
 def _beside(self: Any, shape: tuple[int, ...], value: Any, dtype: Any, device: Any, requires_grad: bool) -> Any:
     d = dtype or self.dtype
-    out = apply(movement.expand, (core.hooks.to_tensor(value, dtype=d, like=None),), (shape,))
+    out = apply(movement.expand, (hooks.to_tensor(value, dtype=d, like=None),), (shape,))
     return out.requires_grad_() if requires_grad else out
 
 
@@ -331,7 +341,7 @@ def _new_filled(name: str, value: int) -> Any:
 
 def new_tensor_method(self: Any, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
     """A new leaf of ``data``, of this tensor's dtype unless given."""
-    out = core.hooks.to_tensor(data, dtype=dtype or self.dtype, like=None)
+    out = hooks.to_tensor(data, dtype=dtype or self.dtype, like=None)
     out = new_tensor(node_of(out))
     return out.requires_grad_() if requires_grad else out
 
@@ -355,16 +365,36 @@ def result_type(tensor1: Any, tensor2: Any) -> dt.DType:
 
 
 METHODS: dict[str, Any] = {
-    "contiguous": contiguous, "to": to, "astype": astype, "type": type_, "type_as": type_as, "cpu": cpu, "cuda": cuda, "stride": stride,
-    "storage_offset": storage_offset, "data_ptr": data_ptr, "is_contiguous": is_contiguous_method, "new_full": new_full,
-    "new_tensor": new_tensor_method, "new_zeros": _new_filled("new_zeros", 0), "new_empty": _new_filled("new_empty", 0),
+    "contiguous": contiguous,
+    "to": to,
+    "astype": astype,
+    "type": type_,
+    "type_as": type_as,
+    "cpu": cpu,
+    "cuda": cuda,
+    "stride": stride,
+    "storage_offset": storage_offset,
+    "data_ptr": data_ptr,
+    "is_contiguous": is_contiguous_method,
+    "new_full": new_full,
+    "new_tensor": new_tensor_method,
+    "new_zeros": _new_filled("new_zeros", 0),
+    "new_empty": _new_filled("new_empty", 0),
     "new_ones": _new_filled("new_ones", 1),
     **{
         name: _conversion(name, dtype)
         for name, dtype in {
-            "float": dt.float32, "double": dt.float64, "half": dt.float16, "bfloat16": dt.bfloat16, "int": dt.int32, "long": dt.int64,
-            "short": dt.int16, "char": dt.int8, "byte": dt.uint8, "bool": dt.bool,
+            "float": dt.float32,
+            "double": dt.float64,
+            "half": dt.float16,
+            "bfloat16": dt.bfloat16,
+            "int": dt.int32,
+            "long": dt.int64,
+            "short": dt.int16,
+            "char": dt.int8,
+            "byte": dt.uint8,
+            "bool": dt.bool,
         }.items()
     },
-}  # fmt: skip
+}
 """Tensor methods of this room, by name; `cermet.frontend.tensor` puts them on the class."""

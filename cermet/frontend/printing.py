@@ -47,7 +47,7 @@ def set_printoptions(
     """
     global _options
     base = _options if profile is None else _PROFILES[profile]
-    given = {"precision": precision, "threshold": threshold, "edgeitems": edgeitems, "linewidth": linewidth}
+    given: dict[str, Any] = {"precision": precision, "threshold": threshold, "edgeitems": edgeitems, "linewidth": linewidth}
     _options = replace(base, **{k: v for k, v in given.items() if v is not None}, sci_mode=sci_mode)
 
 

@@ -1,4 +1,5 @@
-"""Tensor methods that change a tensor in place beside the in-place forms of functions: filling, copying, random filling, new shapes."""
+"""Tensor methods that change a tensor in place beside the in-place forms of functions: filling, copying, random filling, new
+shapes."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from cermet.frontend.core import TensorBase, check_writable, hooks, node_of
+from cermet.frontend.core import TensorBase, check_writable, node_of
 from cermet.ops import random
+from cermet.ops.define import hooks
 from cermet.ops.public import PUBLIC
 from cermet.ops.support import full_value, is_number, to_dtype
 
@@ -42,7 +44,7 @@ def set_data(self: Any, new: Any) -> Any:
     return self
 
 
-def _random(fn: Callable[..., Any], name: str) -> Callable[..., Any]:
+def _random(fn: Any, name: str) -> Callable[..., Any]:
     def fill(self: Any, *args: Any, **kwargs: Any) -> Any:
         check_writable(self)
         return self._write(fn(self.detach(), *args, **kwargs))
@@ -95,7 +97,8 @@ def get_device(self: Any) -> int:
 
 
 def fill_diagonal_(self: Any, fill_value: Any, wrap: bool = False) -> Any:
-    """Make the elements of the main diagonal ``fill_value``; with ``wrap`` a tall matrix's diagonal begins anew after each square.
+    """Make the elements of the main diagonal ``fill_value``; with ``wrap`` a tall matrix's diagonal begins anew after each
+    square.
 
     Raises:
         RuntimeError: for fewer than two dimensions, or more with different sizes.
@@ -134,17 +137,32 @@ def is_same_size(self: Any, other: Any) -> bool:
 
 
 METHODS: dict[str, Callable[..., Any]] = {
-    "fill_": fill_, "zero_": zero_, "copy_": copy_, "set_": set_data, "where": where, "is_floating_point": is_floating_point,
-    "ndimension": ndimension, "is_nonzero": is_nonzero, "get_device": get_device, "fill_diagonal_": fill_diagonal_,
-    "is_complex": is_complex, "is_signed": is_signed, "is_same_size": is_same_size,
+    "fill_": fill_,
+    "zero_": zero_,
+    "copy_": copy_,
+    "set_": set_data,
+    "where": where,
+    "is_floating_point": is_floating_point,
+    "ndimension": ndimension,
+    "is_nonzero": is_nonzero,
+    "get_device": get_device,
+    "fill_diagonal_": fill_diagonal_,
+    "is_complex": is_complex,
+    "is_signed": is_signed,
+    "is_same_size": is_same_size,
     **{
         name: _random(fn, name)
         for name, fn in {
-            "uniform_": random.uniform_between, "normal_": random.normal_around, "exponential_": random.exponential,
-            "geometric_": random.geometric, "cauchy_": random.cauchy, "log_normal_": random.log_normal, "random_": random.whole_between,
+            "uniform_": random.uniform_between,
+            "normal_": random.normal_around,
+            "exponential_": random.exponential,
+            "geometric_": random.geometric,
+            "cauchy_": random.cauchy,
+            "log_normal_": random.log_normal,
+            "random_": random.whole_between,
             "bernoulli_": _bernoulli,
         }.items()
     },
     **{p.name + "_": _reshaping(p.fn, p.name) for p in PUBLIC.values() if getattr(p.fn, "in_place_view", False)},
-}  # fmt: skip
+}
 """By name; `cermet.frontend.tensor` puts them on the class."""

@@ -117,7 +117,8 @@ class MultiheadAttention(Module):
         """The attended values and, with ``need_weights``, the weights (averaged over heads).
 
         Args:
-            key_padding_mask: (N, S), True where a key is hidden. attn_mask: (L, S) or (N heads, L, S), True where hidden, or added.
+            key_padding_mask: (N, S), True where a key is hidden. attn_mask: (L, S) or (N heads, L, S), True where hidden, or
+            added.
             is_causal: a hint that ``attn_mask`` is causal; the mask must be given with it.
         """
         if is_causal and attn_mask is None:

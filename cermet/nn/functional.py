@@ -1,4 +1,5 @@
-"""`cermet.nn.functional`: the functions of the op records' namespace, and what PyTorch keeps here under names of the top namespace."""
+"""`cermet.nn.functional`: the functions of the op records' namespace, and what PyTorch keeps here under names of the top
+namespace."""
 
 from __future__ import annotations
 

@@ -11,10 +11,12 @@ F: Any = functional
 
 
 class _Loss(Module):
-    """``function(*inputs, **fields)``. Arguments as in PyTorch: tensors first, then ``size_average`` and the like where PyTorch has them.
+    """``function(*inputs, **fields)``. Arguments as in PyTorch: tensors first, then ``size_average`` and the like where PyTorch
+    has them.
 
     Attributes:
-        _function: its name in `cermet.nn.functional`. _order: positional arguments and their defaults. _tensors: those that are buffers.
+        _function: its name in `cermet.nn.functional`. _order: positional arguments and their defaults. _tensors: those that are
+        buffers.
     """
 
     _function: ClassVar[str] = ""

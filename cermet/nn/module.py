@@ -1,4 +1,5 @@
-"""Module: what models are made of. Parameters, buffers and submodules by attribute; hooks; modes; conversion; saving (with `cermet.nn.state`)."""
+"""Module: what models are made of. Parameters, buffers and submodules by attribute; hooks; modes; conversion; saving (with
+`cermet.nn.state`)."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def _indent(text: str, spaces: int = 2) -> str:
 
 
 class Module:
-    """Base class of all models and layers. Subclasses call ``super().__init__()``, assign parameters and submodules as attributes, and define
+    """Base class of all models and layers. Subclasses call ``super().__init__()``, assign parameters and submodules as
+    attributes, and define
     ``forward``.
 
     Attributes:
@@ -355,7 +357,8 @@ class Module:
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Module:
-        """Convert floating parameters and buffers to a dtype: ``to(dtype)``, ``to(device)``, ``to(device, dtype)``, ``to(tensor)``.
+        """Convert floating parameters and buffers to a dtype: ``to(dtype)``, ``to(device)``, ``to(device, dtype)``,
+        ``to(tensor)``.
 
         Raises:
             TypeError: for a dtype that is not floating.
@@ -410,14 +413,16 @@ class Module:
     # ------------------------------------------------------------------------------------------------------- hooks
 
     def register_forward_pre_hook(self, hook: Any, *, prepend: bool = False, with_kwargs: bool = False) -> RemovableHandle:
-        """Call ``hook(module, args)`` (``(module, args, kwargs)`` with ``with_kwargs``) before forward; a result replaces the arguments."""
+        """Call ``hook(module, args)`` (``(module, args, kwargs)`` with ``with_kwargs``) before forward; a result replaces the
+        arguments."""
         self._hooked = True
         return _add_hook(self._forward_pre_hooks, (hook, with_kwargs), prepend)
 
     def register_forward_hook(
         self, hook: Any, *, prepend: bool = False, with_kwargs: bool = False, always_call: bool = False
     ) -> RemovableHandle:
-        """Call ``hook(module, args, output)`` after forward (also after a failing one with ``always_call``); a result replaces the output."""
+        """Call ``hook(module, args, output)`` after forward (also after a failing one with ``always_call``); a result replaces
+        the output."""
         self._hooked = True
         return _add_hook(self._forward_hooks, (hook, with_kwargs, always_call), prepend)
 
@@ -427,7 +432,8 @@ class Module:
         return _add_hook(self._backward_pre_hooks, hook, prepend)
 
     def register_full_backward_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
-        """Call ``hook(module, grad_input, grad_output)`` when the gradients of the inputs are complete; a result replaces grad_input."""
+        """Call ``hook(module, grad_input, grad_output)`` when the gradients of the inputs are complete; a result replaces
+        grad_input."""
         self._hooked = True
         return _add_hook(self._backward_hooks, hook, prepend)
 
@@ -444,7 +450,8 @@ class Module:
     _register_state_dict_hook = register_state_dict_post_hook
 
     def register_load_state_dict_pre_hook(self, hook: Any) -> RemovableHandle:
-        """Call ``hook(module, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)`` before loading."""
+        """Call ``hook(module, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)`` before
+        loading."""
         return _add_hook(self._load_state_dict_pre_hooks, (hook, True))
 
     def _register_load_state_dict_pre_hook(self, hook: Any, with_module: bool = False) -> RemovableHandle:
@@ -457,7 +464,8 @@ class Module:
     # -------------------------------------------------------------------------------------------------------- state
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
-        """An ordered dict of all parameters and persistent buffers by dotted name, detached (as they are with ``keep_vars``). The tensors
+        """An ordered dict of all parameters and persistent buffers by dotted name, detached (as they are with ``keep_vars``). The
+        tensors
         share memory with the module: ``copy.deepcopy`` keeps a snapshot."""
         if args:
             destination, prefix, keep_vars = (*args, prefix, keep_vars)[:3] if len(args) < 3 else args[:3]

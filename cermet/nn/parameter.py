@@ -1,4 +1,5 @@
-"""Parameters: tensors that a Module registers when they are assigned to it; and stand-ins for those whose shape is not known yet."""
+"""Parameters: tensors that a Module registers when they are assigned to it; and stand-ins for those whose shape is not known
+yet."""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ class IncompatibleKeys(NamedTuple):
             return "<All keys matched successfully>"
         return f"IncompatibleKeys(missing_keys={self.missing_keys}, unexpected_keys={self.unexpected_keys})"
 
-    __str__ = __repr__
+    def __str__(self) -> str:
+        return repr(self)
 
 
 # ------------------------------------------------------------------------------------------------------------------ call
@@ -87,7 +88,8 @@ def _replaced(result: Any, grads: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def call_with_hooks(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Pre-hooks, forward, hooks; where there are backward hooks, inputs and outputs pass an identity that reports their gradients."""
+    """Pre-hooks, forward, hooks; where there are backward hooks, inputs and outputs pass an identity that reports their
+    gradients."""
     for hook, with_kwargs in list(module._forward_pre_hooks.values()):
         if with_kwargs:
             result = hook(module, args, kwargs)
@@ -181,7 +183,8 @@ def _load_one(module: Any, name: str, target: Any, value: Any, key: str, assign:
 
     if not isinstance(value, TensorBase):
         errors.append(
-            f'While copying the parameter named "{key}", expected a Tensor from the checkpoint but received {type(value).__name__}'
+            f'While copying the parameter named "{key}", expected a Tensor from the checkpoint '
+            f"but received {type(value).__name__}"
         )
         return
     if is_lazy(target):
@@ -191,7 +194,8 @@ def _load_one(module: Any, name: str, target: Any, value: Any, key: str, assign:
         value = value[0]  # type: ignore[index]
     if tuple(value.shape) != tuple(target.shape):
         errors.append(
-            f"size mismatch for {key}: copying a param with shape {list(value.shape)} from checkpoint, the shape in current model is "
+            f"size mismatch for {key}: copying a param with shape {list(value.shape)} from checkpoint, the shape in "
+            "current model is "
             f"{list(target.shape)}."
         )
         return

@@ -1,4 +1,5 @@
-"""Activations. Most are composites: one recorded node, differentiated through its decomposition, computed in float32 for 16-bit floats.
+"""Activations. Most are composites: one recorded node, differentiated through its decomposition, computed in float32 for 16-bit
+floats.
 
 Functions of analysis (exp, tanh, erf, sigmoid ...) come from `cermet.ops.mathematics`.
 """
@@ -46,7 +47,8 @@ def composite_activation(
     onnx: str | None = None,
     doc: str = "",
 ) -> OpDef:
-    """A composite of one floating input that keeps its shape and dtype; ``decompose`` sees float32 where the input is a 16-bit float."""
+    """A composite of one floating input that keeps its shape and dtype; ``decompose`` sees float32 where the input is a 16-bit
+    float."""
 
     def infer(m: Meta, **_: Any) -> Meta:
         check_floating(m, name)

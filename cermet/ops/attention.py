@@ -30,7 +30,8 @@ def _infer(q: Meta, k: Meta, v: Meta, *mask: Meta, causal: bool, scale: float) -
         or q.shape[:-2] != k.shape[:-2]
     ):
         raise ValueError(
-            f"{name}: query {list(q.shape)}, key {list(k.shape)} and value {list(v.shape)} do not fit: expected (..., L, E), (..., S, E), "
+            f"{name}: query {list(q.shape)}, key {list(k.shape)} and value {list(v.shape)} do not fit: expected (..., "
+            "L, E), (..., S, E), "
             "(..., S, Ev)"
         )
     return q.with_shape((*q.shape[:-1], v.shape[-1]))
@@ -97,7 +98,8 @@ attention_op: OpDef = OpDef(
         Failing((Arg((2, 5, 4)), Arg((2, 6, 3)), Arg((2, 6, 3))), {"causal": False, "scale": 1.0}, ValueError, "do not fit"),
     ),
     ulp=256,
-    doc="softmax(q k^T scale + mask) v (Vaswani et al. 2017, arXiv:1706.03762). The optional fourth input: a bool mask of what may be "
+    doc="softmax(q k^T scale + mask) v (Vaswani et al. 2017, arXiv:1706.03762). The optional fourth input: a bool "
+    "mask of what may be "
     "seen, or a floating one that is added.",
 )
 

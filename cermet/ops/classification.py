@@ -36,7 +36,8 @@ def _infer_rows(name: str, x: Meta, target: Meta, weight: tuple[Meta, ...], dim:
         raise TypeError(f"{name}: class indices must be integers, got {target.dtype}; convert with .long()")
     if target.shape != rest:
         raise ValueError(
-            f"{name}: a target of shape {list(target.shape)} does not fit an input of shape {list(x.shape)}: expected {list(rest)} "
+            f"{name}: a target of shape {list(target.shape)} does not fit an input of shape {list(x.shape)}: expected "
+            f"{list(rest)} "
             "class indices, or probabilities of the input's shape"
         )
     if weight and weight[0].shape != (x.shape[dim],):
@@ -70,7 +71,8 @@ class _Rows:
         return sum_of(self.row_weight, tuple(range(len(self.row_weight.shape))))
 
     def at_target(self, v: Any) -> Any:
-        """``v`` at the target class of each row; ignored rows read class 0. An index out of range is an error, a negative one too."""
+        """``v`` at the target class of each row; ignored rows read class 0. An index out of range is an error, a negative one
+        too."""
         zero = zeros_like_value(self.target, ())
         beyond = full_value(self.target, v.shape[self.dim], ())
         checked = where(lt(self.target, zero), beyond, self.target)

@@ -59,7 +59,8 @@ contract: OpDef = OpDef(
     ),
     onnx="MatMul",
     ulp=64,
-    doc="Matrix products of (*batch, M, K) and (*batch, K, N) with equal batch dims; 16-bit floats accumulate in float32, integers wrap.",
+    doc="Matrix products of (*batch, M, K) and (*batch, K, N) with equal batch dims; 16-bit floats accumulate in "
+    "float32, integers wrap.",
 )
 
 
@@ -218,7 +219,8 @@ def product(a: Any, b: Any) -> Any:
 
 @public()
 def matmul(input: Any, other: Any) -> Any:
-    """Matrix product; leading dimensions are batches and broadcast, a vector counts as a row on the left and a column on the right.
+    """Matrix product; leading dimensions are batches and broadcast, a vector counts as a row on the left and a column on the
+    right.
 
     Raises:
         ValueError: where the shapes do not fit. TypeError: for inputs of different dtypes.

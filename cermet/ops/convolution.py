@@ -171,7 +171,8 @@ conv: OpDef = OpDef(
     ),
     onnx="Conv",
     ulp=128,
-    doc="2-d convolution (cross-correlation) of (N, C, H, W) with (O, C / groups, KH, KW), or its gradient for the input or the weight.",
+    doc="2-d convolution (cross-correlation) of (N, C, H, W) with (O, C / groups, KH, KW), or its gradient for "
+    "the input or the weight.",
 )
 
 
@@ -300,7 +301,8 @@ def forward(x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilation: Any,
 
 
 def _conv3(x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Any:
-    """Windows along the depth become channels (channel major, tap minor, so that groups stay together) and depths join the batch."""
+    """Windows along the depth become channels (channel major, tap minor, so that groups stay together) and depths join the
+    batch."""
     x = pad_with(x, (0, 0, padding[0], 0, 0), (0, 0, padding[0], 0, 0))
     n, c, _, h, width = x.shape
     o, cg, kd, kh, kw = w.shape

@@ -102,9 +102,15 @@ _constant("empty", 0, "with unspecified values (zeros: memory is only taken when
 
 @public(method=False)
 def full(
-    size: Any, fill_value: Any, *, dtype: Any = None, layout: Any = None, device: Any = None, requires_grad: bool = False,
+    size: Any,
+    fill_value: Any,
+    *,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
     pin_memory: bool = False,
-) -> Any:  # fmt: skip
+) -> Any:
     """A tensor of ``size`` full of ``fill_value``; the dtype follows the value (bool, int64 or the default floating dtype)."""
     check_dtype(dtype, "full")
     resolve_device(device)
@@ -120,9 +126,15 @@ def full(
 
 @public(method=False)
 def full_like(
-    input: Any, fill_value: Any, *, dtype: Any = None, layout: Any = None, device: Any = None, requires_grad: bool = False,
+    input: Any,
+    fill_value: Any,
+    *,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
     memory_format: Any = None,
-) -> Any:  # fmt: skip
+) -> Any:
     """A tensor of the input's shape and dtype full of ``fill_value``."""
     check_dtype(dtype, "full_like")
     resolve_device(device)
@@ -145,10 +157,16 @@ def _number(x: Any) -> Any:
 
 @public(method=False)
 def arange(
-    start: Any, end: Any = None, step: Any = 1, *, dtype: Any = None, layout: Any = None, device: Any = None, requires_grad:
-    bool = False,
+    start: Any,
+    end: Any = None,
+    step: Any = 1,
+    *,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
     pin_memory: bool = False,
-) -> Any:  # fmt: skip
+) -> Any:
     """Values from ``start`` (0) in steps of ``step`` up to but not including ``end``; int64 when all are integers.
 
     Raises:
@@ -214,9 +232,16 @@ def linspace(
 
 @public(method=False)
 def logspace(
-    start: Any, end: Any, steps: int, base: float = 10.0, *, dtype: Any = None, layout: Any = None, device: Any = None,
+    start: Any,
+    end: Any,
+    steps: int,
+    base: float = 10.0,
+    *,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
     requires_grad: bool = False,
-) -> Any:  # fmt: skip
+) -> Any:
     """``base`` to the power of ``steps`` evenly spaced exponents from ``start`` to ``end``."""
     from cermet.ops.mathematics import pow_op
 

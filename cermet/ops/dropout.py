@@ -43,7 +43,8 @@ dropout_op: OpDef = OpDef(
         Sample((Arg((3, 4, 5)), _SCALAR, _SCALAR, Arg((), (0.4, 0.9), dt.float32)), {"mask": (3, 4, 1)}),
     ),
     onnx="Dropout",
-    doc="Elements zeroed at random. Inputs: x, key, first counter, probability of keeping; `mask` is the mask's shape, which broadcasts.",
+    doc="Elements zeroed at random. Inputs: x, key, first counter, probability of keeping; `mask` is the mask's "
+    "shape, which broadcasts.",
 )
 
 
@@ -104,7 +105,8 @@ _SELU_LOW = -1.7580993408473766
 
 
 def _alpha(name: str, x: Any, p: float, training: bool, inplace: bool, mask: tuple[int, ...]) -> Any:
-    """Dropped elements take selu's lower limit; a linear map then restores mean 0 and variance 1 (Klambauer et al. 2017, appendix)."""
+    """Dropped elements take selu's lower limit; a linear map then restores mean 0 and variance 1 (Klambauer et al. 2017,
+    appendix)."""
     p = _check(name, p)
     if not training or p == 0.0:
         return x
@@ -143,7 +145,8 @@ def rrelu(input: Any, lower: float = 1.0 / 8, upper: float = 1.0 / 3, training: 
 
 @public(namespaces=("nn.functional",), method=False)
 def gumbel_softmax(logits: Any, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1) -> Any:
-    """A sample of the Gumbel-softmax distribution (Jang et al. 2016, arXiv:1611.01144); ``hard`` gives one-hot values with the soft ones'
+    """A sample of the Gumbel-softmax distribution (Jang et al. 2016, arXiv:1611.01144); ``hard`` gives one-hot values with the
+    soft ones'
     gradient."""
     from cermet.ops.activation import softmax
     from cermet.ops.mathematics import log

@@ -172,7 +172,8 @@ def numbers_only(*args: Any) -> bool:
 
 @public(name="where", method=False)
 def where_function(condition: Any, input: Any = None, other: Any = None) -> Any:
-    """``input`` where ``condition`` (bool) is true, else ``other``, broadcast and promoted. With the condition alone: `nonzero` as a tuple.
+    """``input`` where ``condition`` (bool) is true, else ``other``, broadcast and promoted. With the condition alone: `nonzero`
+    as a tuple.
 
     Raises:
         TypeError: for a condition that is not bool.

@@ -1,5 +1,5 @@
-"""The two primitives of data-dependent access: `gather` reads at indices, `scatter` writes there. Everything with an index tensor is built
-on them.
+"""The two primitives of data-dependent access: `gather` reads at indices, `scatter` writes there. Everything with an index
+tensor is built on them.
 
 Indices come in the full shape of the result (of the update); they are usually expanded views, which cost nothing.
 """
@@ -149,7 +149,8 @@ def _scatter_vjp(c: Any, g: Any) -> Any:
 
 
 def _scatter_mul_vjp(c: Any, g: Any, indices: list[Any], a: dict[str, Any]) -> tuple[Any, Any]:
-    """The product of all other factors. Where one factor is zero the others' product is made without it; where two are, it is zero."""
+    """The product of all other factors. Where one factor is zero the others' product is made without it; where two are, it is
+    zero."""
     base, update = c[0], c[1]
     others = scatter(full_value(g, 1, c.metas[0].shape), update, *indices, **a, mode="mul")
     gb = mul(g, others) if c.needs[0] else None

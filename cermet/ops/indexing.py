@@ -59,7 +59,7 @@ def _items(x: Any, index: Any) -> list[Any]:
     raw = list(index) if isinstance(index, tuple) else [index]
     items: list[Any] = []
     for item in raw:
-        if isinstance(item, list | range) or (isinstance(item, tuple)):
+        if isinstance(item, list | range | tuple):
             item = hooks.to_tensor(np.asarray(_plain(item)) if len(item) else np.zeros(0, np.int64), dtype=None, like=None)
         elif isinstance(item, np.ndarray):
             item = hooks.to_tensor(item, dtype=None, like=None)
@@ -170,7 +170,8 @@ def _basic(x: Any, plan: _Plan) -> Any:
 
 
 def aligned_index(index: Any, shape: tuple[int, ...], at: int) -> Any:
-    """An index tensor expanded to ``shape``, its last dimension standing ``at`` that of the result (counted from the end of its own)."""
+    """An index tensor expanded to ``shape``, its last dimension standing ``at`` that of the result (counted from the end of its
+    own)."""
     own = tuple(index.shape)
     if own == shape:
         return index
@@ -181,7 +182,8 @@ def aligned_index(index: Any, shape: tuple[int, ...], at: int) -> Any:
 
 
 def _aligned(shape: tuple[int, ...], advanced: dict[int, Any]) -> tuple[list[Any], dict[str, Any]]:
-    """Indices in the shape of the result, with gather's attributes: together where the indexed dims are neighbours, else in front."""
+    """Indices in the shape of the result, with gather's attributes: together where the indexed dims are neighbours, else in
+    front."""
     dims = tuple(sorted(advanced))
     try:
         joint = broadcast_shapes(*[tuple(i.shape) for i in advanced.values()])
@@ -270,8 +272,8 @@ def _masked_write(x: Any, mask: Any, value: Any) -> None:
 
 @public(name="nonzero")
 def nonzero(input: Any, *, as_tuple: bool = False) -> Any:
-    """Positions of the elements that are not 0, in row-major order, as (count, ndim); with ``as_tuple`` one index tensor per dimension.
-    Looks at the values."""
+    """Positions of the elements that are not 0, in row-major order, as (count, ndim); with ``as_tuple`` one index tensor per
+    dimension. Looks at the values."""
     a = input.numpy(force=True)
     if as_tuple:
         return tuple([hooks.to_tensor(p.astype(np.int64), dtype=None, like=None) for p in np.nonzero(np.atleast_1d(a))])

@@ -62,7 +62,8 @@ def _cat_infer(*metas: Meta, dim: int) -> Meta:
             raise TypeError(f"cat: expected inputs of one dtype, got {first.dtype} and {m.dtype}")
         if m.ndim != first.ndim or any(a != b for d, (a, b) in enumerate(zip(m.shape, first.shape)) if d != dim):
             raise ShapeError(
-                f"cat: sizes must agree except in dimension {dim}: input 0 has shape {list(first.shape)}, input {k} {list(m.shape)}"
+                f"cat: sizes must agree except in dimension {dim}: input 0 has shape {list(first.shape)}, "
+                f"input {k} {list(m.shape)}"
             )
     size = sum(m.shape[dim] for m in metas)
     return first.with_shape((*first.shape[:dim], size, *first.shape[dim + 1 :]))

@@ -113,8 +113,8 @@ def elementwise(
     attrs: Sequence[str] = (),
     attr_values: dict[str, Any] | None = None,
 ) -> OpDef:
-    """An elementwise op of several broadcast inputs, without a public function. ``vjp`` returns gradients in the broadcast shape; they
-    are summed down to the inputs' shapes here."""
+    """An elementwise op of several broadcast inputs, without a public function. ``vjp`` returns gradients in the broadcast
+    shape; they are summed down to the inputs' shapes here."""
 
     def default_infer(*metas: Meta, **_: Any) -> Meta:
         same_dtype(name, *metas)

@@ -27,9 +27,18 @@ def _logical(name: str, lower: Callable[..., Any], reference: Callable[..., Any]
         return broadcast_meta(name, a, b)
 
     op = elementwise(
-        name, 2, infer=infer, lower=lower, reference=reference, dtypes=(dt.bool,), domains=("bool", "bool"), gradient=False,
-        onnx=onnx, ulp=0, doc=doc,
-    )  # fmt: skip
+        name,
+        2,
+        infer=infer,
+        lower=lower,
+        reference=reference,
+        dtypes=(dt.bool,),
+        domains=("bool", "bool"),
+        gradient=False,
+        onnx=onnx,
+        ulp=0,
+        doc=doc,
+    )
 
     def function(input: Any, other: Any) -> Any:
         x = to_dtype(as_value(input, other), dt.bool)
@@ -46,9 +55,17 @@ logical_or = _logical("logical_or", lambda b, x, y: b.or_(x, y), np.logical_or, 
 logical_xor = _logical("logical_xor", lambda b, x, y: b.xor(x, y), np.logical_xor, "Xor", "Whether exactly one is true (not 0).")
 
 not_ = unary(
-    "logical_not", lower=lambda b, x: b.not_(x), reference=np.logical_not, dtypes=(dt.bool,), domain="bool", gradient=False, ulp=0,
-    onnx="Not", expose=False, doc="Whether false.",
-)  # fmt: skip
+    "logical_not",
+    lower=lambda b, x: b.not_(x),
+    reference=np.logical_not,
+    dtypes=(dt.bool,),
+    domain="bool",
+    gradient=False,
+    ulp=0,
+    onnx="Not",
+    expose=False,
+    doc="Whether false.",
+)
 
 
 @public(inplace=True)
@@ -70,9 +87,15 @@ bitwise_or = _bitwise(
 )
 bitwise_xor = _bitwise("bitwise_xor", lambda b, x, y: b.xor(x, y), np.bitwise_xor, "Bits set in exactly one.")
 bitwise_not = unary(
-    "bitwise_not", lower=lambda b, x: b.not_(x), reference=np.invert, dtypes=_BITS, domain=(-100, 100), gradient=False, ulp=0,
+    "bitwise_not",
+    lower=lambda b, x: b.not_(x),
+    reference=np.invert,
+    dtypes=_BITS,
+    domain=(-100, 100),
+    gradient=False,
+    ulp=0,
     doc="All bits changed; for bool the logical not.",
-)  # fmt: skip
+)
 
 
 def _shift_reference(left: bool) -> Callable[..., Any]:
@@ -90,10 +113,18 @@ def _shift_reference(left: bool) -> Callable[..., Any]:
 
 _SHIFT_DOMAINS = ((-100, 100), (0, 7))
 bitwise_left_shift = _bitwise(
-    "bitwise_left_shift", lambda b, x, y: b.shl(x, y), _shift_reference(True), "Bits moved up; 0 for counts outside the width.",
-    dtypes=INTS, domains=_SHIFT_DOMAINS,
-)  # fmt: skip
+    "bitwise_left_shift",
+    lambda b, x, y: b.shl(x, y),
+    _shift_reference(True),
+    "Bits moved up; 0 for counts outside the width.",
+    dtypes=INTS,
+    domains=_SHIFT_DOMAINS,
+)
 bitwise_right_shift = _bitwise(
-    "bitwise_right_shift", lambda b, x, y: b.shr(x, y), _shift_reference(False), "Bits moved down, the sign kept.",
-    dtypes=INTS, domains=_SHIFT_DOMAINS,
-)  # fmt: skip
+    "bitwise_right_shift",
+    lambda b, x, y: b.shr(x, y),
+    _shift_reference(False),
+    "Bits moved down, the sign kept.",
+    dtypes=INTS,
+    domains=_SHIFT_DOMAINS,
+)

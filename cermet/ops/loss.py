@@ -100,7 +100,8 @@ def pairwise_loss(
 def _warn_shapes(name: str, input: Any, target: Any) -> None:
     if tuple(input.shape) != tuple(target.shape):
         warnings.warn(
-            f"{name}: the target's shape {list(target.shape)} differs from the input's {list(input.shape)}: they broadcast, which is "
+            f"{name}: the target's shape {list(target.shape)} differs from the input's {list(input.shape)}: they "
+            "broadcast, which is "
             "seldom meant. Give them the same shape.",
             stacklevel=4,
         )
@@ -327,7 +328,8 @@ kl_log_op = pairwise_loss(
 def kl_div(
     input: Any, target: Any, size_average: Any = None, reduce: Any = None, reduction: str = "mean", log_target: bool = False
 ) -> Any:
-    """Divergence of target from input (log-probabilities); ``reduction="batchmean"`` divides the sum by the batch size, which is the
+    """Divergence of target from input (log-probabilities); ``reduction="batchmean"`` divides the sum by the batch size, which is
+    the
     mathematical definition."""
     op = kl_log_op if log_target else kl_op
     x, t = promote(input, target)
@@ -412,7 +414,8 @@ gaussian_op = pairwise_loss(
 
 @public(namespaces=("nn.functional",), method=False)
 def gaussian_nll_loss(input: Any, target: Any, var: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean") -> Any:
-    """Negative log likelihood under normal distributions with mean ``input`` and variance ``var`` (a number, of the input's shape, or
+    """Negative log likelihood under normal distributions with mean ``input`` and variance ``var`` (a number, of the input's
+    shape, or
     one per sample)."""
     kind = check_reduction(reduction, "gaussian_nll_loss")
     if isinstance(var, float | int):

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from cermet.graph.node import Meta
 from cermet.ops.arithmetic import abs_, trunc_divide
 from cermet.ops.define import OUT, OpDef
 from cermet.ops.elementwise import choose, div, eq, ge, le, mul, ne
@@ -24,12 +23,18 @@ _NN = ("", "nn.functional")
 LN2 = math.log(2.0)
 
 
-def _function(name: str, vjp: Callable[..., Any], reference: Any, saves: tuple[int, ...], doc: str, **record: Any) -> OpDef:
+def function(name: str, vjp: Callable[..., Any], reference: Any, saves: tuple[int, ...], doc: str, **record: Any) -> OpDef:
     """A floating function whose loop IR intrinsic has its name."""
     return unary(
-        name, result="floating", vjp=vjp, saves=saves, reference=reference, doc=doc,
-        lower=record.pop("lower", lambda b, x: getattr(b, name)(x)), **record,
-    )  # fmt: skip
+        name,
+        result="floating",
+        vjp=vjp,
+        saves=saves,
+        reference=reference,
+        doc=doc,
+        lower=record.pop("lower", lambda b, x: getattr(b, name)(x)),
+        **record,
+    )
 
 
 _X = (0,)
@@ -37,13 +42,13 @@ _OUT = (OUT,)
 
 # ------------------------------------------------------------------------------------------------ exponentials, logarithms
 
-exp = _function("exp", lambda c, g: mul(g, c.out), np.exp, _OUT, "e to the power of the value.", onnx="Exp")
-exp2 = _function("exp2", lambda c, g: mul(g, mul(c.out, LN2)), np.exp2, _OUT, "2 to the power of the value.", namespaces=_BOTH)
-expm1 = _function("expm1", lambda c, g: mul(g, c.out + 1.0), np.expm1, _OUT, "exp(x) - 1, exact near 0.", namespaces=_BOTH)
-log = _function("log", lambda c, g: div(g, c[0]), np.log, _X, "Natural logarithm.", domain=(0.2, 5.0), onnx="Log")
-log2 = _function("log2", lambda c, g: div(g, mul(c[0], LN2)), np.log2, _X, "Logarithm to base 2.", domain=(0.2, 5.0))
-log10 = _function("log10", lambda c, g: div(g, mul(c[0], math.log(10))), np.log10, _X, "Logarithm to base 10.", domain=(0.2, 5.0))
-log1p = _function(
+exp = function("exp", lambda c, g: mul(g, c.out), np.exp, _OUT, "e to the power of the value.", onnx="Exp")
+exp2 = function("exp2", lambda c, g: mul(g, mul(c.out, LN2)), np.exp2, _OUT, "2 to the power of the value.", namespaces=_BOTH)
+expm1 = function("expm1", lambda c, g: mul(g, c.out + 1.0), np.expm1, _OUT, "exp(x) - 1, exact near 0.", namespaces=_BOTH)
+log = function("log", lambda c, g: div(g, c[0]), np.log, _X, "Natural logarithm.", domain=(0.2, 5.0), onnx="Log")
+log2 = function("log2", lambda c, g: div(g, mul(c[0], LN2)), np.log2, _X, "Logarithm to base 2.", domain=(0.2, 5.0))
+log10 = function("log10", lambda c, g: div(g, mul(c[0], math.log(10))), np.log10, _X, "Logarithm to base 10.", domain=(0.2, 5.0))
+log1p = function(
     "log1p", lambda c, g: div(g, c[0] + 1.0), np.log1p, _X, "log(1 + x), exact near 0.", domain=(-0.8, 4.0), namespaces=_BOTH
 )
 
@@ -54,19 +59,38 @@ def _rsqrt_vjp(c: Any, g: Any) -> Any:
     return mul(mul(g, -0.5), mul(c.out, mul(c.out, c.out)))
 
 
-sqrt = _function(
-    "sqrt", lambda c, g: div(g, mul(c.out, 2.0)), np.sqrt, _OUT, "Square root; NaN for negative values.", domain=(0.2, 5.0), ulp=0.5,
+sqrt = function(
+    "sqrt",
+    lambda c, g: div(g, mul(c.out, 2.0)),
+    np.sqrt,
+    _OUT,
+    "Square root; NaN for negative values.",
+    domain=(0.2, 5.0),
+    ulp=0.5,
     onnx="Sqrt",
-)  # fmt: skip
-rsqrt = _function("rsqrt", _rsqrt_vjp, lambda x: 1 / np.sqrt(x), _OUT, "One over the square root.", domain=(0.2, 5.0))
+)
+rsqrt = function("rsqrt", _rsqrt_vjp, lambda x: 1 / np.sqrt(x), _OUT, "One over the square root.", domain=(0.2, 5.0))
 square = unary(
-    "square", vjp=lambda c, g: mul(g, mul(c[0], 2)), saves=_X, lower=lambda b, x: b.mul(x, x), reference=np.square, dtypes=NUMERIC,
-    ulp=0.5, doc="The value times itself.",
-)  # fmt: skip
-reciprocal = _function(
-    "reciprocal", lambda c, g: mul(mul(g, -1.0), mul(c.out, c.out)), lambda x: 1 / x, _OUT, "One over the value.", domain=(0.3, 3.0),
-    lower=lambda b, x: b.div(b.like(x, 1.0), x), ulp=0.5, onnx="Reciprocal",
-)  # fmt: skip
+    "square",
+    vjp=lambda c, g: mul(g, mul(c[0], 2)),
+    saves=_X,
+    lower=lambda b, x: b.mul(x, x),
+    reference=np.square,
+    dtypes=NUMERIC,
+    ulp=0.5,
+    doc="The value times itself.",
+)
+reciprocal = function(
+    "reciprocal",
+    lambda c, g: mul(mul(g, -1.0), mul(c.out, c.out)),
+    lambda x: 1 / x,
+    _OUT,
+    "One over the value.",
+    domain=(0.3, 3.0),
+    lower=lambda b, x: b.div(b.like(x, 1.0), x),
+    ulp=0.5,
+    onnx="Reciprocal",
+)
 
 
 def _pow_vjp(c: Any, g: Any) -> Any:
@@ -86,7 +110,8 @@ _POWER_BITS = 16
 
 
 def _pow_lower(b: Any, x: Any, y: Any) -> Any:
-    """Floats by the intrinsic; integers by repeated squaring over the exponent's low bits (PyTorch's rule for negative exponents)."""
+    """Floats by the intrinsic; integers by repeated squaring over the exponent's low bits (PyTorch's rule for negative
+    exponents)."""
     if x.dtype.kind == "f":
         return b.pow(x, y)
     one, zero = b.like(x, 1), b.like(x, 0)
@@ -111,9 +136,18 @@ def _pow_reference(x: Any, y: Any) -> Any:
 
 
 pow_op = binary(
-    "pow", expose=False, vjp=_pow_vjp, saves=(0, 1, OUT), lower=_pow_lower, reference=_pow_reference, dtypes=NUMERIC,
-    domains=((0.3, 3.0), (-3.0, 3.0)), onnx="Pow", ulp=4, doc="The first to the power of the second.",
-)  # fmt: skip
+    "pow",
+    expose=False,
+    vjp=_pow_vjp,
+    saves=(0, 1, OUT),
+    lower=_pow_lower,
+    reference=_pow_reference,
+    dtypes=NUMERIC,
+    domains=((0.3, 3.0), (-3.0, 3.0)),
+    onnx="Pow",
+    ulp=4,
+    doc="The first to the power of the second.",
+)
 
 
 def _power_by_number(x: Any, n: Any) -> Any:
@@ -165,28 +199,40 @@ def float_power(input: Any, exponent: Any) -> Any:
 
 # ------------------------------------------------------------------------------------------------ trigonometry
 
-sin = _function("sin", lambda c, g: mul(g, cos(c[0])), np.sin, _X, "Sine of radians.", onnx="Sin")
-cos = _function("cos", lambda c, g: mul(g, -sin(c[0])), np.cos, _X, "Cosine of radians.", onnx="Cos")
-tan = _function(
+sin: OpDef = function("sin", lambda c, g: mul(g, cos(c[0])), np.sin, _X, "Sine of radians.", onnx="Sin")
+cos: OpDef = function("cos", lambda c, g: mul(g, -sin(c[0])), np.cos, _X, "Cosine of radians.", onnx="Cos")
+tan = function(
     "tan", lambda c, g: mul(g, square(c.out) + 1.0), np.tan, _OUT, "Tangent of radians.", domain=(-1.2, 1.2), onnx="Tan"
 )
-asin = _function(
-    "asin", lambda c, g: mul(g, rsqrt(1.0 - square(c[0]))), np.arcsin, _X, "Angle with that sine.", domain=(-0.9, 0.9),
-    aliases=("arcsin",), onnx="Asin",
-)  # fmt: skip
-acos = _function(
-    "acos", lambda c, g: mul(g, -rsqrt(1.0 - square(c[0]))), np.arccos, _X, "Angle with that cosine.", domain=(-0.9, 0.9),
-    aliases=("arccos",), onnx="Acos",
-)  # fmt: skip
-atan = _function(
+asin = function(
+    "asin",
+    lambda c, g: mul(g, rsqrt(1.0 - square(c[0]))),
+    np.arcsin,
+    _X,
+    "Angle with that sine.",
+    domain=(-0.9, 0.9),
+    aliases=("arcsin",),
+    onnx="Asin",
+)
+acos = function(
+    "acos",
+    lambda c, g: mul(g, -rsqrt(1.0 - square(c[0]))),
+    np.arccos,
+    _X,
+    "Angle with that cosine.",
+    domain=(-0.9, 0.9),
+    aliases=("arccos",),
+    onnx="Acos",
+)
+atan = function(
     "atan", lambda c, g: div(g, square(c[0]) + 1.0), np.arctan, _X, "Angle with that tangent.", aliases=("arctan",), onnx="Atan"
 )
-sinh = _function("sinh", lambda c, g: mul(g, cosh(c[0])), np.sinh, _X, "Hyperbolic sine.", onnx="Sinh")
-cosh = _function("cosh", lambda c, g: mul(g, sinh(c[0])), np.cosh, _X, "Hyperbolic cosine.", onnx="Cosh")
-tanh = _function(
+sinh: OpDef = function("sinh", lambda c, g: mul(g, cosh(c[0])), np.sinh, _X, "Hyperbolic sine.", onnx="Sinh")
+cosh: OpDef = function("cosh", lambda c, g: mul(g, sinh(c[0])), np.cosh, _X, "Hyperbolic cosine.", onnx="Cosh")
+tanh = function(
     "tanh", lambda c, g: mul(g, 1.0 - square(c.out)), np.tanh, _OUT, "Hyperbolic tangent.", namespaces=_NN, onnx="Tanh"
 )
-asinh = _function(
+asinh = function(
     "asinh",
     lambda c, g: mul(g, rsqrt(square(c[0]) + 1.0)),
     np.arcsinh,
@@ -195,14 +241,26 @@ asinh = _function(
     aliases=("arcsinh",),
     onnx="Asinh",
 )
-acosh = _function(
-    "acosh", lambda c, g: mul(g, rsqrt(square(c[0]) - 1.0)), np.arccosh, _X, "Inverse of cosh.", domain=(1.2, 4.0),
-    aliases=("arccosh",), onnx="Acosh",
-)  # fmt: skip
-atanh = _function(
-    "atanh", lambda c, g: div(g, 1.0 - square(c[0])), np.arctanh, _X, "Inverse of tanh.", domain=(-0.9, 0.9),
-    aliases=("arctanh",), onnx="Atanh",
-)  # fmt: skip
+acosh = function(
+    "acosh",
+    lambda c, g: mul(g, rsqrt(square(c[0]) - 1.0)),
+    np.arccosh,
+    _X,
+    "Inverse of cosh.",
+    domain=(1.2, 4.0),
+    aliases=("arccosh",),
+    onnx="Acosh",
+)
+atanh = function(
+    "atanh",
+    lambda c, g: div(g, 1.0 - square(c[0])),
+    np.arctanh,
+    _X,
+    "Inverse of tanh.",
+    domain=(-0.9, 0.9),
+    aliases=("arctanh",),
+    onnx="Atanh",
+)
 
 
 def _atan2_vjp(c: Any, g: Any) -> Any:
@@ -214,9 +272,17 @@ def _atan2_vjp(c: Any, g: Any) -> Any:
 
 
 atan2 = binary(
-    "atan2", float_result=True, vjp=_atan2_vjp, saves=(0, 1), lower=lambda b, y, x: b.atan2(y, x), reference=np.arctan2, dtypes=FLOATS,
-    domains=((0.3, 3.0), (-3.0, -0.3)), aliases=("arctan2",), doc="Angle of the point (other, input), in (-pi, pi].",
-)  # fmt: skip
+    "atan2",
+    float_result=True,
+    vjp=_atan2_vjp,
+    saves=(0, 1),
+    lower=lambda b, y, x: b.atan2(y, x),
+    reference=np.arctan2,
+    dtypes=FLOATS,
+    domains=((0.3, 3.0), (-3.0, -0.3)),
+    aliases=("arctan2",),
+    doc="Angle of the point (other, input), in (-pi, pi].",
+)
 
 
 def _hypot_lower(b: Any, x: Any, y: Any) -> Any:
@@ -230,10 +296,18 @@ def _hypot_lower(b: Any, x: Any, y: Any) -> Any:
 
 
 hypot = binary(
-    "hypot", float_result=True, vjp=lambda c, g: (mul(g, div(c[0], c.out)), mul(g, div(c[1], c.out))), saves=(0, 1, OUT),
-    lower=_hypot_lower, reference=np.hypot, dtypes=FLOATS, domains=((0.5, 3.0), (-3.0, -0.5)), commutative=True, ulp=3,
+    "hypot",
+    float_result=True,
+    vjp=lambda c, g: (mul(g, div(c[0], c.out)), mul(g, div(c[1], c.out))),
+    saves=(0, 1, OUT),
+    lower=_hypot_lower,
+    reference=np.hypot,
+    dtypes=FLOATS,
+    domains=((0.5, 3.0), (-3.0, -0.5)),
+    commutative=True,
+    ulp=3,
     doc="Length of the vector of two sides.",
-)  # fmt: skip
+)
 
 
 @public(inplace=True)
@@ -250,10 +324,17 @@ def rad2deg(input: Any) -> Any:
 
 # ------------------------------------------------------------------------------------------------ sigmoid and its kin
 
-sigmoid = _function(
-    "sigmoid", lambda c, g: mul(g, mul(c.out, 1.0 - c.out)), lambda x: 1 / (1 + np.exp(-x)), _OUT, "1 / (1 + exp(-x)).",
-    lower=lambda b, x: b.div(b.like(x, 1.0), b.add(b.exp(b.neg(x)), 1.0)), namespaces=_NN, ulp=3, onnx="Sigmoid",
-)  # fmt: skip
+sigmoid = function(
+    "sigmoid",
+    lambda c, g: mul(g, mul(c.out, 1.0 - c.out)),
+    lambda x: 1 / (1 + np.exp(-x)),
+    _OUT,
+    "1 / (1 + exp(-x)).",
+    lower=lambda b, x: b.div(b.like(x, 1.0), b.add(b.exp(b.neg(x)), 1.0)),
+    namespaces=_NN,
+    ulp=3,
+    onnx="Sigmoid",
+)
 
 
 def _logit_lower(b: Any, x: Any) -> Any:
@@ -264,10 +345,17 @@ def _logit_lower(b: Any, x: Any) -> Any:
 
 
 logit_op = unary(
-    "logit", result="floating", vjp=lambda c, g: div(g, mul(c[0], 1.0 - c[0])), saves=_X, lower=_logit_lower, expose=False,
-    reference=lambda x: np.where(np.abs(x - 0.5) < 0.25, np.log1p((x - 0.5) * 2 / (1 - x)), np.log(x / (1 - x))), domain=(0.05,
-    0.95), ulp=6, doc="Inverse of sigmoid.",
-)  # fmt: skip
+    "logit",
+    result="floating",
+    vjp=lambda c, g: div(g, mul(c[0], 1.0 - c[0])),
+    saves=_X,
+    lower=_logit_lower,
+    expose=False,
+    reference=lambda x: np.where(np.abs(x - 0.5) < 0.25, np.log1p((x - 0.5) * 2 / (1 - x)), np.log(x / (1 - x))),
+    domain=(0.05, 0.95),
+    ulp=6,
+    doc="Inverse of sigmoid.",
+)
 
 
 @public(inplace=True, namespaces=_BOTH)
@@ -294,9 +382,17 @@ def _logaddexp_lower(b: Any, x: Any, y: Any) -> Any:
 
 
 logaddexp = binary(
-    "logaddexp", vjp=_logaddexp_vjp, saves=(0, 1, OUT), lower=_logaddexp_lower, reference=np.logaddexp, dtypes=FLOATS, commutative=True,
-    domains=((1.0, 3.0), (1.0, 3.0)), ulp=4, doc="log(exp(x) + exp(y)) without overflow.",
-)  # fmt: skip
+    "logaddexp",
+    vjp=_logaddexp_vjp,
+    saves=(0, 1, OUT),
+    lower=_logaddexp_lower,
+    reference=np.logaddexp,
+    dtypes=FLOATS,
+    commutative=True,
+    domains=((1.0, 3.0), (1.0, 3.0)),
+    ulp=4,
+    doc="log(exp(x) + exp(y)) without overflow.",
+)
 
 
 def _logaddexp2_vjp(c: Any, g: Any) -> Any:
@@ -310,9 +406,16 @@ def _logaddexp2_lower(b: Any, x: Any, y: Any) -> Any:
 
 
 logaddexp2 = binary(
-    "logaddexp2", vjp=_logaddexp2_vjp, saves=(0, 1, OUT), lower=_logaddexp2_lower, reference=np.logaddexp2, dtypes=FLOATS,
-    domains=((1.0, 3.0), (1.0, 3.0)), ulp=4, doc="log2(2^x + 2^y) without overflow.",
-)  # fmt: skip
+    "logaddexp2",
+    vjp=_logaddexp2_vjp,
+    saves=(0, 1, OUT),
+    lower=_logaddexp2_lower,
+    reference=np.logaddexp2,
+    dtypes=FLOATS,
+    domains=((1.0, 3.0), (1.0, 3.0)),
+    ulp=4,
+    doc="log2(2^x + 2^y) without overflow.",
+)
 
 
 def _xlogy_vjp(c: Any, g: Any) -> Any:
@@ -331,9 +434,18 @@ def _xlogy_reference(x: Any, y: Any) -> Any:
 
 
 xlogy = binary(
-    "xlogy", float_result=True, namespaces=_BOTH, vjp=_xlogy_vjp, saves=(0, 1), lower=_xlogy_lower, reference=_xlogy_reference,
-    dtypes=FLOATS, domains=((0.5, 3.0), (1.5, 3.0)), ulp=3, doc="x log(y), 0 where x is 0 (even if y is too).",
-)  # fmt: skip
+    "xlogy",
+    float_result=True,
+    namespaces=_BOTH,
+    vjp=_xlogy_vjp,
+    saves=(0, 1),
+    lower=_xlogy_lower,
+    reference=_xlogy_reference,
+    dtypes=FLOATS,
+    domains=((0.5, 3.0), (1.5, 3.0)),
+    ulp=3,
+    doc="x log(y), 0 where x is 0 (even if y is too).",
+)
 
 
 def _sinc_vjp(c: Any, g: Any) -> Any:
@@ -346,13 +458,14 @@ def _sinc_vjp(c: Any, g: Any) -> Any:
 
 
 def _sinc_lower(b: Any, x: Any) -> Any:
-    """sin(pi x) / (pi x), with x first reduced by an even integer: pi times a rounded product would lose the zeros at integers."""
+    """sin(pi x) / (pi x), with x first reduced by an even integer: pi times a rounded product would lose the zeros at
+    integers."""
     turns = b.mul(b.rint(b.mul(x, 0.5)), 2.0)
     y = b.mul(b.sub(x, turns), math.pi)
     return b.select(b.eq(x, 0.0), b.like(x, 1.0), b.div(b.sin(y), b.mul(x, math.pi)))
 
 
-sinc = _function(
+sinc: OpDef = function(
     "sinc", _sinc_vjp, np.sinc, _X, "sin(pi x) / (pi x), 1 at 0.", lower=_sinc_lower, domain=(0.1, 0.9), ulp=6, namespaces=_BOTH
 )
 
@@ -362,7 +475,7 @@ _TWO_OVER_SQRT_PI = 2.0 / math.sqrt(math.pi)
 _HALF_SQRT_PI = math.sqrt(math.pi) / 2.0
 
 
-def _each(f: Callable[[float], float]) -> Callable[[Any], Any]:
+def each(f: Callable[[float], float]) -> Callable[[Any], Any]:
     """A function of Python floats on arrays; slow, for reference only."""
     wide = np.vectorize(f, otypes=[np.float64])
     return lambda x: wide(np.asarray(x, np.float64)) if np.size(x) else np.zeros(np.shape(x))
@@ -387,161 +500,32 @@ def _gaussian(x: Any) -> Any:
     return exp(-square(x))
 
 
-erf = _function(
+erf = function(
     "erf",
     lambda c, g: mul(g, mul(_gaussian(c[0]), _TWO_OVER_SQRT_PI)),
-    _each(math.erf),
+    each(math.erf),
     _X,
     "Error function.",
     namespaces=_BOTH,
     onnx="Erf",
 )
-erfc = _function(
-    "erfc", lambda c, g: mul(g, mul(_gaussian(c[0]), -_TWO_OVER_SQRT_PI)), _each(math.erfc), _X, "1 - erf(x), exact in the tail.",
+erfc = function(
+    "erfc",
+    lambda c, g: mul(g, mul(_gaussian(c[0]), -_TWO_OVER_SQRT_PI)),
+    each(math.erfc),
+    _X,
+    "1 - erf(x), exact in the tail.",
     namespaces=_BOTH,
-)  # fmt: skip
-erfinv = _function(
-    "erfinv", lambda c, g: mul(g, mul(exp(square(c.out)), _HALF_SQRT_PI)), _each(_erfinv), _OUT, "Inverse of erf.", domain=(-0.9, 0.9),
+)
+erfinv = function(
+    "erfinv",
+    lambda c, g: mul(g, mul(exp(square(c.out)), _HALF_SQRT_PI)),
+    each(_erfinv),
+    _OUT,
+    "Inverse of erf.",
+    domain=(-0.9, 0.9),
     namespaces=_BOTH,
-)  # fmt: skip
-
-# ------------------------------------------------------------------------------------------------ gamma functions
-
-
-def _lgamma(x: float) -> float:
-    if x == -math.inf:
-        return math.inf
-    try:
-        return math.lgamma(x)
-    except ValueError:  # a pole
-        return math.inf
-
-
-def _zeta_tail(n: int, x: Any, log_free: Any) -> Any:
-    """The sum of 1 / (x + k)^(n+1), k >= 0, for large x: Euler-Maclaurin (DLMF 5.15.8), times 1. ``log_free(p)`` is x^-p."""
-    s = n + 1
-    terms = [(1.0 / n, n), (0.5, s)]
-    rising = float(s)
-    factorial = 2.0
-    for k, bernoulli in enumerate((1 / 6, -1 / 30, 1 / 42, -1 / 30, 5 / 66, -691 / 2730, 7 / 6), start=1):
-        terms.append((bernoulli * rising / factorial, s + 2 * k - 1))
-        rising *= (s + 2 * k - 1) * (s + 2 * k)
-        factorial *= (2 * k + 1) * (2 * k + 2)
-    return [(weight, log_free(power)) for weight, power in terms]
-
-
-_SHIFT = 8
-"""How far polygamma's argument is moved up before the asymptotic series: its error is then below 1e-13 relative."""
-
-
-def _polygamma_lower(b: Any, x: Any, *, n: int) -> Any:
-    """Below one half by reflection (n = 1), or by a longer recurrence."""
-    positive = x
-    reflect = b.lt(x, 0.5)
-    if n == 1:
-        positive = b.select(reflect, b.sub(b.like(x, 1.0), x), x)
-    total = b.like(x, 0.0)
-    for k in range(_SHIFT):
-        total = b.add(total, _inverse_power(b, b.add(positive, float(k)), n + 1))
-    shifted = b.add(positive, float(_SHIFT))
-    inverse = b.div(b.like(x, 1.0), shifted)
-    for weight, power in _zeta_tail(n, shifted, lambda p: _power(b, inverse, p)):
-        total = b.add(total, b.mul(power, weight))
-    value = b.mul(total, float((-1) ** (n + 1) * math.factorial(n)))
-    if n != 1:
-        return value
-    turn = b.sin(b.mul(b.sub(x, b.rint(x)), math.pi))
-    return b.select(reflect, b.sub(b.div(b.like(x, math.pi**2), b.mul(turn, turn)), value), value)
-
-
-def _power(b: Any, x: Any, n: int) -> Any:
-    out = x
-    for _ in range(n - 1):
-        out = b.mul(out, x)
-    return out
-
-
-def _inverse_power(b: Any, x: Any, n: int) -> Any:
-    return b.div(b.like(x, 1.0), _power(b, x, n))
-
-
-def _polygamma_reference(x: Any, *, n: int) -> Any:
-    x = np.asarray(x)
-    positive = np.where(x < 0.5, 1 - x, x) if n == 1 else x
-    total = sum((positive + k) ** -float(n + 1) for k in range(_SHIFT))
-    for weight, power in _zeta_tail(n, positive + _SHIFT, lambda p: (positive + _SHIFT) ** -float(p)):
-        total = total + weight * power
-    value = total * (-1) ** (n + 1) * math.factorial(n)
-    return np.where(x < 0.5, (np.pi / np.sin(np.pi * (x - np.rint(x)))) ** 2 - value, value) if n == 1 else value
-
-
-def _polygamma_samples() -> Any:
-    from cermet.ops.define import Arg, Sample
-
-    return tuple(Sample((Arg(shape, (0.6, 4.0)),), {"n": n}) for n in (1, 2) for shape in ((), (3, 4), (2, 0)))
-
-
-def _same(m: Meta, *, n: int) -> Meta:
-    return m
-
-
-polygamma_op = OpDef(
-    "polygamma", "elementwise", _same, attrs=("n",), vjp=lambda c, g: mul(g, polygamma_op(c[0], n=c.n + 1)), saves=_X,
-    lower=_polygamma_lower, reference=_polygamma_reference, dtypes=FLOATS, samples=_polygamma_samples(), ulp=32,
-    doc="The n-th derivative of digamma, n >= 1.",
-)  # fmt: skip
-
-
-def _digamma(x: float) -> float:
-    """Reflection for x < 0, the recurrence up to 10, then the asymptotic series (DLMF 5.5.4, 5.5.2, 5.11.2)."""
-    if x == 0.0:
-        return math.copysign(math.inf, -x)
-    if x < 0 and x == math.floor(x):
-        return math.nan
-    if x < 0:
-        return _digamma(1 - x) - math.pi / math.tan(math.pi * (x - math.floor(x)))
-    shift = 0.0
-    while x < 10:
-        shift -= 1 / x
-        x += 1
-    if x == math.inf:
-        return x
-    r = 1 / (x * x)
-    series = r * (1 / 12 - r * (1 / 120 - r * (1 / 252 - r * (1 / 240 - r * (1 / 132 - r * 691 / 32760)))))
-    return shift + math.log(x) - 0.5 / x - series
-
-
-digamma = _function(
-    "digamma", lambda c, g: mul(g, polygamma_op(c[0], n=1)), _each(_digamma), _X, "Derivative of lgamma.", domain=(2.0, 6.0), ulp=6,
-    namespaces=_BOTH,
-)  # fmt: skip
-lgamma = _function(
-    "lgamma", lambda c, g: mul(g, digamma(c[0])), _each(_lgamma), _X, "Logarithm of the magnitude of the gamma function.",
-    domain=(2.5, 6.0), ulp=6,
-)  # fmt: skip
-
-
-@public(namespaces=_BOTH, method=False)
-def polygamma(n: int, input: Any) -> Any:
-    """The n-th derivative of `digamma`, n >= 0 (for n >= 2: input > 0).
-
-    Raises:
-        RuntimeError: for negative n.
-    """
-    if n < 0:
-        raise RuntimeError(f"polygamma: n must not be negative, got {n}")
-    return digamma(floating(input)) if n == 0 else polygamma_op(floating(input), n=int(n))
-
-
-@public(namespaces=_BOTH, inplace=True)
-def mvlgamma(input: Any, p: int) -> Any:
-    """Multivariate log-gamma of dimension p: p (p-1)/4 log(pi) + sum of lgamma(x - j/2), j < p."""
-    x = floating(input)
-    total = lgamma(x)
-    for j in range(1, p):
-        total = total + lgamma(x - j / 2)
-    return total + p * (p - 1) / 4 * math.log(math.pi)
-
+)
 
 # ------------------------------------------------------------------------------------------------ integers
 

@@ -1,4 +1,5 @@
-"""Normalisation. `standardize` (mean 0, variance 1 over some dims) carries the gradient formula; the layers are composites on top of it.
+"""Normalisation. `standardize` (mean 0, variance 1 over some dims) carries the gradient formula; the layers are composites on top
+of it.
 
 Inside, 16-bit floats are computed in float32, and variances in two passes.
 """
@@ -369,7 +370,8 @@ batch_norm_train = OpDef(
     failing=(Failing((Arg((1, 3)),), {"eps": 1e-5, "affine": "", "running": False}, ValueError, "more than 1"),),
     onnx="BatchNormalization",
     ulp=256,
-    doc="Standardised over all but the channels, times weight plus bias; and running statistics moved towards the batch's, the variance "
+    doc="Standardised over all but the channels, times weight plus bias; and running statistics moved towards the "
+    "batch's, the variance "
     "unbiased (Ioffe, Szegedy 2015, arXiv:1502.03167). Inputs: x, weight, bias, running mean, running variance, momentum.",
 )
 
@@ -427,7 +429,8 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-05,
 ) -> Any:
-    """Normalised per channel of (N, C, *): by the batch's statistics in training (running ones are moved in place), else by running ones.
+    """Normalised per channel of (N, C, *): by the batch's statistics in training (running ones are moved in place), else by
+    running ones.
 
     Raises:
         ValueError: in training with one value per channel; where shapes do not fit; without running statistics in evaluation.

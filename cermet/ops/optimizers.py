@@ -1,4 +1,5 @@
-"""Updates of optimisers, one node per parameter. Everything that changes from step to step (learning rate, bias corrections, decay) is a
+"""Updates of optimisers, one node per parameter. Everything that changes from step to step (learning rate, bias corrections,
+decay) is a
 run-time scalar, so that no schedule ever compiles anything.
 
 Scalars are float32 or float64 values of no dimension; parameters of 16-bit floats are updated in float32 and rounded once.
@@ -32,7 +33,8 @@ def update_op(
     values: tuple[dict[str, Any], ...] = ({},),
     positive: tuple[int, ...] = (),
 ) -> OpDef:
-    """A composite whose first ``arrays`` inputs share one shape and whose rest are scalars; result 0 has the dtype of the parameter
+    """A composite whose first ``arrays`` inputs share one shape and whose rest are scalars; result 0 has the dtype of the
+    parameter
     (input 0), result k > 0 that of input k + 1 (its state).
 
     Args:
@@ -127,7 +129,8 @@ sgd_momentum_step = update_op(
     2,
     _sgd,
     _np_sgd,
-    "One step of gradient descent with momentum. Inputs: parameter, gradient, velocity, lr, weight decay, momentum, 1 - dampening.",
+    "One step of gradient descent with momentum. Inputs: parameter, gradient, velocity, lr, weight decay, "
+    "momentum, 1 - dampening.",
     _SGD_ATTRS,
     (_heavy, {**_heavy, "nesterov": True}, {**_heavy, "first": True}),
 )
@@ -181,7 +184,8 @@ adam_step = update_op(
     3,
     _adam,
     _np_adam,
-    "One step of Adam or AdamW. Inputs: parameter, gradient, first and second moment; lr / (1 - beta1^t), sqrt(1 - beta2^t), beta1, beta2, "
+    "One step of Adam or AdamW. Inputs: parameter, gradient, first and second moment; lr / (1 - beta1^t), "
+    "sqrt(1 - beta2^t), beta1, beta2, "
     "eps, decay (times lr where decoupled). Results: parameter and moments.",
     _ADAM_ATTRS,
     _adam_values,
@@ -251,7 +255,8 @@ def _rms(name: str, centered: bool, momentum: bool) -> OpDef:
         2 + extra,
         _rmsprop,
         _np_rmsprop,
-        "One step of RMSprop. Inputs: parameter, gradient, mean square, mean and velocity where used, lr, alpha, eps, decay, momentum.",
+        "One step of RMSprop. Inputs: parameter, gradient, mean square, mean and velocity where used, lr, alpha, "
+        "eps, decay, momentum.",
         _RMS_ATTRS,
         ({"centered": centered, "momentum": momentum, "maximize": False},),
         positive=(2,) if not centered else (),

@@ -115,9 +115,15 @@ def _drawing(name: str, decompose: Any, doc: str) -> OpDef:
     attrs = ("shape",) if name == "random_bits" else ("shape", "dtype")
     values: dict[str, Any] = {"shape": (3, 4)} if name == "random_bits" else {"shape": (3, 4), "dtype": dt.float32}
     return OpDef(
-        name, "composite", infer, attrs=attrs, decompose=decompose, samples=(Sample((_KEY, _KEY), values, gradient=False),),
-        dtypes=(dt.int64,), doc=doc,
-    )  # fmt: skip
+        name,
+        "composite",
+        infer,
+        attrs=attrs,
+        decompose=decompose,
+        samples=(Sample((_KEY, _KEY), values, gradient=False),),
+        dtypes=(dt.int64,),
+        doc=doc,
+    )
 
 
 uniform_op = _drawing("uniform", _uniform_decompose, "Uniform random numbers in [0, 1).")
@@ -167,9 +173,15 @@ def _floating_dtype(dtype: Any, name: str) -> dt.DType:
 
 def _maker(name: str, make: Any, doc: str) -> None:
     def fn(
-        *size: Any, generator: Any = None, dtype: Any = None, layout: Any = None, device: Any = None, requires_grad: bool = False,
-        pin_memory: bool = False, **named: Any,
-    ) -> Any:  # fmt: skip
+        *size: Any,
+        generator: Any = None,
+        dtype: Any = None,
+        layout: Any = None,
+        device: Any = None,
+        requires_grad: bool = False,
+        pin_memory: bool = False,
+        **named: Any,
+    ) -> Any:
         shape = shape_of(size if "size" not in named else (tuple(named.pop("size")),), name)
         if named:
             raise TypeError(f"{name}: unexpected arguments {sorted(named)}")
@@ -178,10 +190,15 @@ def _maker(name: str, make: Any, doc: str) -> None:
         return out.requires_grad_() if requires_grad else out
 
     def like(
-        input: Any, *, generator: Any = None, dtype: Any = None, layout: Any = None, device: Any = None, requires_grad: bool =
-        False,
+        input: Any,
+        *,
+        generator: Any = None,
+        dtype: Any = None,
+        layout: Any = None,
+        device: Any = None,
+        requires_grad: bool = False,
         memory_format: Any = None,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         out = make(tuple(input.shape), _floating_dtype(dtype or input.dtype, name + "_like"), generator)
         return out.requires_grad_() if requires_grad else out
 
@@ -208,10 +225,16 @@ def _integers(low: int, high: int, shape: tuple[int, ...], generator: Any) -> An
 
 @public(method=False)
 def randint(
-    low: int, high: Any = None, size: Any = None, *, generator: Any = None, dtype: Any = None, layout: Any = None, device: Any =
-    None,
+    low: int,
+    high: Any = None,
+    size: Any = None,
+    *,
+    generator: Any = None,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
     requires_grad: bool = False,
-) -> Any:  # fmt: skip
+) -> Any:
     """Random integers uniform in [low, high): ``randint(high, size)`` or ``randint(low, high, size)``.
 
     Raises:
@@ -237,9 +260,15 @@ def randint_like(
 
 @public(method=False)
 def randperm(
-    n: int, *, generator: Any = None, dtype: Any = None, layout: Any = None, device: Any = None, requires_grad: bool = False,
+    n: int,
+    *,
+    generator: Any = None,
+    dtype: Any = None,
+    layout: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
     pin_memory: bool = False,
-) -> Any:  # fmt: skip
+) -> Any:
     """A random order of 0, 1, … n - 1: the order that sorts n random integers of 63 bits."""
     from cermet.ops.sorting import argsort_op
 
@@ -349,8 +378,8 @@ def _pack(data: bytes) -> Any:
     return hooks.to_tensor(np.frombuffer(data, np.uint8).copy(), dtype=dt.uint8, like=None)
 
 
-state.Generator.pack = staticmethod(_pack)  # type: ignore[assignment]
-state.Generator.unpack = staticmethod(lambda t: t.numpy().tobytes())  # type: ignore[assignment]
+state.Generator.pack = staticmethod(_pack)
+state.Generator.unpack = staticmethod(lambda t: t.numpy().tobytes())
 
 
 # ------------------------------------------------------------------------------------------------ values for in-place filling

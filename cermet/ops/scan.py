@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from cermet.ops.gather import scatter
 from cermet.ops.joining import cut, flipped, pad_constant
 from cermet.ops.movement import permute, reshape
 from cermet.ops.public import public
-from cermet.ops.support import check_dtype, floating, index_value, to_dtype, wrap_dim, zeros_like_value
+from cermet.ops.support import check_dtype, floating, index_value, result_tuple, to_dtype, wrap_dim, zeros_like_value
 
 __all__ = ["exclusive_products", "scan"]
 
@@ -39,7 +38,8 @@ def shifted(x: Any, dim: int, by: int, fill: Any = 0) -> Any:
 
 
 def _linear_recurrence(a: Any, b: Any, dim: int) -> Any:
-    """u[m] = b[m] + a[m] u[m-1] from u[-1] = 0, by composing steps of doubled length (Hillis and Steele 1986): right where a is 0."""
+    """u[m] = b[m] + a[m] u[m-1] from u[-1] = 0, by composing steps of doubled length (Hillis and Steele 1986): right where a is
+    0."""
     step = 1
     while step < a.shape[dim]:
         b = add(b, mul(a, shifted(b, dim, step)))
@@ -136,8 +136,8 @@ def cumprod(input: Any, dim: int, *, dtype: Any = None) -> Any:
     return _scanned(input, dim, "prod", dtype, "cumprod")
 
 
-_cummax = namedtuple("cummax", ["values", "indices"])
-_cummin = namedtuple("cummin", ["values", "indices"])
+_cummax = result_tuple("cummax", "values", "indices")
+_cummin = result_tuple("cummin", "values", "indices")
 
 
 def _running(input: Any, dim: int, mode: str, name: str) -> tuple[Any, Any]:

@@ -1,4 +1,5 @@
-"""Sets and counts: distinct values, membership, histograms, one-hot codes. Results whose size depends on values look at them at the call."""
+"""Sets and counts: distinct values, membership, histograms, one-hot codes. Results whose size depends on values look at them at
+the call."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from cermet.ops.gather import gather, scatter
 from cermet.ops.movement import expand, reshape
 from cermet.ops.public import public
 from cermet.ops.reduction import reduce_any, reduce_max, reduce_min
-from cermet.ops.support import as_value, full_value, index_value, is_number, promote, to_dtype, wrap_dim
+from cermet.ops.support import as_value, full_value, index_value, is_number, promote, result_tuple, to_dtype, wrap_dim
 
 # ------------------------------------------------------------------------------------------------ distinct values
 
@@ -183,7 +184,6 @@ def histogram_edges(x: Any, bins: Any, range: Any) -> Any:
 @public()
 def histogram(input: Any, bins: Any, *, range: Any = None, weight: Any = None, density: bool = False) -> Any:
     """(counts, edges) of the elements between edges: a number of equal intervals over the range, or a sorted vector of edges."""
-    from collections import namedtuple
 
     from cermet.ops.sorting import search
 
@@ -203,4 +203,4 @@ def histogram(input: Any, bins: Any, *, range: Any = None, weight: Any = None, d
 
         widths = sub(cut(edges, 0, 1, n), cut(edges, 0, 0, n))
         counts = div(counts, mul(widths, expand(counts.sum(), shape=(n,))))
-    return namedtuple("histogram", ["hist", "bin_edges"])(counts, edges)
+    return result_tuple("histogram", "hist", "bin_edges")(counts, edges)

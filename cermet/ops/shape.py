@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -405,7 +406,7 @@ def tensor_split(input: Any, indices_or_sections: Any, dim: int = 0) -> tuple[An
     else:
         cuts = list(indices_or_sections)
     edges = [0, *[max(0, min(c + n if c < 0 else c, n)) for c in cuts], n]
-    return tuple([narrowed(input, d, a, max(b - a, 0)) for a, b in zip(edges, edges[1:])])
+    return tuple([narrowed(input, d, a, max(b - a, 0)) for a, b in itertools.pairwise(edges)])
 
 
 def _dim_split(name: str, dim_of: Any) -> Any:
@@ -487,7 +488,8 @@ def diagflat(input: Any, offset: int = 0) -> Any:
 
 @public(name="unfold")
 def unfold_(input: Any, dimension: int, size: int, step: int) -> Any:
-    """A view of all windows of ``size`` elements, ``step`` apart, along a dimension; the place in the window is a new last dimension.
+    """A view of all windows of ``size`` elements, ``step`` apart, along a dimension; the place in the window is a new last
+    dimension.
 
     Raises:
         RuntimeError: for a window larger than the dimension, or a step that is not positive.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import namedtuple
 from typing import Any
 
 import numpy as np
 
 from cermet import dtypes as dt
 from cermet.graph.node import Meta
-from cermet.ops.arithmetic import ceil, floor, isnan, lerp3, rint
+from cermet.ops.arithmetic import ceil, floor, isnan, rint
+from cermet.ops.blending import lerp3
 from cermet.ops.define import Arg, Failing, OpDef, Sample
 from cermet.ops.elementwise import add, choose, eq, gt, le, lt, mul, ne, sub
 from cermet.ops.gather import gather
@@ -19,7 +19,7 @@ from cermet.ops.movement import expand, permute, reshape
 from cermet.ops.public import public
 from cermet.ops.reduction import reduce_sum
 from cermet.ops.scan import scan, shifted
-from cermet.ops.support import full_value, index_value, is_number, promote, to_dtype, wrap_dim
+from cermet.ops.support import full_value, index_value, is_number, promote, result_tuple, to_dtype, wrap_dim
 
 __all__ = ["argsort_op", "search", "take_along"]
 
@@ -56,12 +56,12 @@ argsort_op = OpDef(
     doc="The stable order that sorts along a dimension; NaN sorts as the greatest.",
 )
 
-_sort = namedtuple("sort", ["values", "indices"])
-_topk = namedtuple("topk", ["values", "indices"])
-_kth = namedtuple("kthvalue", ["values", "indices"])
-_median = namedtuple("median", ["values", "indices"])
-_nanmedian = namedtuple("nanmedian", ["values", "indices"])
-_mode = namedtuple("mode", ["values", "indices"])
+_sort = result_tuple("sort", "values", "indices")
+_topk = result_tuple("topk", "values", "indices")
+_kth = result_tuple("kthvalue", "values", "indices")
+_median = result_tuple("median", "values", "indices")
+_nanmedian = result_tuple("nanmedian", "values", "indices")
+_mode = result_tuple("mode", "values", "indices")
 
 
 def take_along(x: Any, index: Any, dim: int) -> Any:
@@ -276,7 +276,8 @@ def nanquantile(input: Any, q: Any, dim: int | None = None, keepdim: bool = Fals
 
 
 def search(ordered: Any, values: Any, right: bool) -> Any:
-    """For each value how many elements of its sorted row lie before it (with equal ones: ``right``); by bisection, log2(n) gathers.
+    """For each value how many elements of its sorted row lie before it (with equal ones: ``right``); by bisection, log2(n)
+    gathers.
 
     ``ordered``: (…, n) or (n,); ``values``: (…, m), or any shape for a vector.
     """
@@ -307,7 +308,8 @@ def search(ordered: Any, values: Any, right: bool) -> Any:
 def searchsorted(
     sorted_sequence: Any, input: Any, *, out_int32: bool = False, right: bool = False, side: str | None = None, sorter: Any = None
 ) -> Any:
-    """Where values would be put into a sorted sequence (rows of it) to keep it sorted: before equal elements, or behind (``right``).
+    """Where values would be put into a sorted sequence (rows of it) to keep it sorted: before equal elements, or behind
+    (``right``).
 
     Raises:
         RuntimeError: for shapes that do not agree, or ``side`` and ``right`` that contradict.
@@ -323,7 +325,8 @@ def searchsorted(
         raise RuntimeError("searchsorted: the sorted sequence must have at least one dimension")
     if len(seq.shape) > 1 and tuple(seq.shape[:-1]) != tuple(values.shape[:-1]):
         raise RuntimeError(
-            f"searchsorted: the sequence has shape {list(seq.shape)}, the values {list(values.shape)}; all but the last sizes must be equal"
+            f"searchsorted: the sequence has shape {list(seq.shape)}, the values {list(values.shape)}; "
+            "all but the last sizes must be equal"
         )
     out = search(seq, reshape(values, shape=()) if number else values, right)
     return to_dtype(out, dt.int32) if out_int32 else out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,17 @@ from cermet.ops.mathematics import exp, log, pow_op, sqrt, square
 from cermet.ops.movement import reshape
 from cermet.ops.public import public
 from cermet.ops.reduction import reduce_all, reduce_any, reduce_max, reduce_min, reduce_prod, reduce_sum, reduced_shape, spread
-from cermet.ops.support import check_dtype, check_floating, floating, index_value, promote, to_dtype, wrap_dim, wrap_dims
+from cermet.ops.support import (
+    check_dtype,
+    check_floating,
+    floating,
+    index_value,
+    promote,
+    result_tuple,
+    to_dtype,
+    wrap_dim,
+    wrap_dims,
+)
 
 __all__ = ["extremum", "mean_op", "norm_of"]
 
@@ -181,13 +190,27 @@ def _var_reference(x: Any, *, dims: Any, keepdim: bool, correction: float) -> An
 
 _VAR_SAMPLES = (*_reduction_samples(correction=1), *_reduction_samples(correction=0)[:2])
 var_op = _composite(
-    "var", attrs=("correction",), vjp=_var_vjp, saves=(0,), decompose=_var_decompose, reference=_var_reference, samples=_VAR_SAMPLES,
-    ulp=16, doc="The variance over dims, divided by the number of elements less `correction`.",
-)  # fmt: skip
+    "var",
+    attrs=("correction",),
+    vjp=_var_vjp,
+    saves=(0,),
+    decompose=_var_decompose,
+    reference=_var_reference,
+    samples=_VAR_SAMPLES,
+    ulp=16,
+    doc="The variance over dims, divided by the number of elements less `correction`.",
+)
 std_op = _composite(
-    "std", attrs=("correction",), vjp=_std_vjp, saves=(0, OUT), decompose=lambda x, **a: to_dtype(sqrt(_var_decompose(_wide(x), **a)), x.dtype),
-    reference=lambda x, **a: np.sqrt(_var_reference(x, **a)), samples=_VAR_SAMPLES, ulp=16, doc="The square root of the variance over dims.",
-)  # fmt: skip
+    "std",
+    attrs=("correction",),
+    vjp=_std_vjp,
+    saves=(0, OUT),
+    decompose=lambda x, **a: to_dtype(sqrt(_var_decompose(_wide(x), **a)), x.dtype),
+    reference=lambda x, **a: np.sqrt(_var_reference(x, **a)),
+    samples=_VAR_SAMPLES,
+    ulp=16,
+    doc="The square root of the variance over dims.",
+)
 
 
 def _spread_of(op: OpDef, input: Any, dim: Any, unbiased: Any, correction: Any, keepdim: bool) -> Any:
@@ -260,7 +283,7 @@ def _logsumexp_vjp(c: Any, g: Any) -> Any:
 
 
 def _logsumexp_reference(x: Any, *, dims: Any, keepdim: bool) -> Any:
-    return np.logaddexp.reduce(x, axis=dims, keepdims=keepdim) if len(dims) == 1 or not dims else _by_max(x, dims, keepdim)
+    return _by_max(x, dims, keepdim)
 
 
 def _by_max(x: Any, dims: Any, keepdim: bool) -> Any:
@@ -270,9 +293,15 @@ def _by_max(x: Any, dims: Any, keepdim: bool) -> Any:
 
 
 logsumexp_op = _composite(
-    "logsumexp", vjp=_logsumexp_vjp, saves=(0, OUT), decompose=_logsumexp_decompose, reference=_logsumexp_reference,
-    samples=_reduction_samples(), onnx="ReduceLogSumExp", doc="Log of the sum of exponentials over dims, without overflow.",
-)  # fmt: skip
+    "logsumexp",
+    vjp=_logsumexp_vjp,
+    saves=(0, OUT),
+    decompose=_logsumexp_decompose,
+    reference=_logsumexp_reference,
+    samples=_reduction_samples(),
+    onnx="ReduceLogSumExp",
+    doc="Log of the sum of exponentials over dims, without overflow.",
+)
 
 
 @public(namespaces=("", "special"))
@@ -314,9 +343,16 @@ def _norm_reference(x: Any, *, dims: Any, keepdim: bool, p: float) -> Any:
 
 
 norm_op = _composite(
-    "norm", attrs=("p",), vjp=_norm_vjp, saves=(0, OUT), decompose=_norm_decompose, reference=_norm_reference, ulp=16,
-    samples=(*_reduction_samples(p=2.0), *_reduction_samples(p=3.0)[:2]), doc="The p-norm over dims, 0 < p < infinity.",
-)  # fmt: skip
+    "norm",
+    attrs=("p",),
+    vjp=_norm_vjp,
+    saves=(0, OUT),
+    decompose=_norm_decompose,
+    reference=_norm_reference,
+    ulp=16,
+    samples=(*_reduction_samples(p=2.0), *_reduction_samples(p=3.0)[:2]),
+    doc="The p-norm over dims, 0 < p < infinity.",
+)
 
 
 def norm_of(x: Any, p: Any, dims: tuple[int, ...], keepdim: bool) -> Any:
@@ -421,8 +457,8 @@ extremum = OpDef(
     doc="(position, value) of the greatest or least element along a dimension; the first where several are equal.",
 )
 
-_max = namedtuple("max", ["values", "indices"])
-_min = namedtuple("min", ["values", "indices"])
+_max = result_tuple("max", "values", "indices")
+_min = result_tuple("min", "values", "indices")
 
 
 def _extreme(name: str, pair_type: Any, reduce: OpDef, between: OpDef) -> Callable[..., Any]:
@@ -437,7 +473,7 @@ def _extreme(name: str, pair_type: Any, reduce: OpDef, between: OpDef) -> Callab
 
     fn.__name__ = fn.__qualname__ = name
     fn.__doc__ = (
-        f"The {name}imum of all elements; with ``dim`` (values, indices) along it; with a tensor the elementwise {name}imum of two.\n\n"
+        f"The {name}imum of all elements; with ``dim`` (values, indices) along it; with a tensor the {name}imum of two.\n\n"
         "    Raises:\n        IndexError: for a dimension of size 0.\n    "
     )
     return public()(fn)
@@ -459,7 +495,7 @@ def amin(input: Any, dim: Any = (), keepdim: bool = False) -> Any:
     return reduce_min(input, dims=wrap_dims(dim, len(input.shape), "amin"), keepdim=bool(keepdim))
 
 
-_aminmax = namedtuple("aminmax", ["min", "max"])
+_aminmax = result_tuple("aminmax", "min", "max")
 
 
 @public()

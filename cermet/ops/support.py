@@ -5,6 +5,7 @@ Works on values (tensors or nodes) through ops and their ``shape`` and ``dtype``
 
 from __future__ import annotations
 
+from collections import namedtuple
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ def is_number(x: Any) -> bool:
     return isinstance(x, _NUMBERS)
 
 
-cast = OpDef(
+cast: OpDef = OpDef(
     "cast",
     "elementwise",
     lambda m, *, dtype: m.with_dtype(dtype),
@@ -64,8 +65,8 @@ def as_value(x: Any, like: Any = None, dtype: DType | None = None) -> Any:
 
 
 def result_dtype(*args: Any) -> DType:
-    """PyTorch's result type: tensors with dims decide first, then 0-dimensional tensors, then Python numbers; a later class only counts
-    where its category (bool < integer < floating) is higher."""
+    """PyTorch's result type: tensors with dims decide first, then 0-dimensional tensors, then Python numbers; a later class
+    only counts where its category (bool < integer < floating) is higher."""
     best: list[DType | None] = [None, None, None]
     for x in args:
         if is_number(x):
@@ -85,7 +86,7 @@ def result_dtype(*args: Any) -> DType:
 def pair(x: Any, y: Any, float_result: bool = False) -> tuple[Any, Any]:
     """Two operands in their common dtype, as `promote`; what programs write most often takes a short way."""
     if not isinstance(x, _NUMBERS):
-        d = getattr(x, "dtype", None)
+        d: Any = getattr(x, "dtype", None)
         if type(d) is DType:
             if isinstance(y, _NUMBERS):
                 # A number never decides the width: beside a floating tensor it is one of its dtype.
@@ -227,3 +228,8 @@ def check_dtype(dtype: Any, name: str) -> None:
     """Raise TypeError unless ``dtype`` is None or a Cermet dtype."""
     if dtype is not None and type(dtype) is not DType:
         raise TypeError(f"{name}: dtype must be a cermet dtype such as cermet.float32, got {dtype!r}")
+
+
+def result_tuple(name: str, *fields: str) -> Any:
+    """The type of several named results, such as (values, indices)."""
+    return namedtuple(name, fields)

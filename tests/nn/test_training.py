@@ -1,4 +1,5 @@
-"""Whole models: losses of a few steps of gradient descent as PyTorch 2.13 computes them in float64, from the same weights and data."""
+"""Whole models: losses of a few steps of gradient descent as PyTorch 2.13 computes them in float64, from the same weights and
+data."""
 
 from __future__ import annotations
 

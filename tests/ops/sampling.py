@@ -67,7 +67,8 @@ def widened(values: list[Any]) -> list[Any]:
 
 
 def assert_near(got: Any, want: Any, ulp: float, name: str, whole: bool = False) -> None:
-    """``got`` lies within ``ulp`` units in the last place of its dtype (``whole``: of the greatest element, for sums) of ``want``."""
+    """``got`` lies within ``ulp`` units in the last place of its dtype (``whole``: of the greatest element, for sums) of
+    ``want``."""
     d = dtype_of(got)
     assert got.shape == np.shape(want), f"{name}: shape {got.shape}, expected {np.shape(want)}"
     if d.kind != "f":
@@ -91,5 +92,6 @@ def assert_near(got: Any, want: Any, ulp: float, name: str, whole: bool = False)
     if error.size and error.max() > allowed:
         at = int(error.argmax())
         raise AssertionError(
-            f"{name}: {error.max():.3g} ulp off (allowed {allowed}): got {got[finite].flat[at]!r}, expected {want[finite].flat[at]!r}"
+            f"{name}: {error.max():.3g} ulp off (allowed {allowed}): "
+            f"got {got[finite].flat[at]!r}, expected {want[finite].flat[at]!r}"
         )

@@ -18,7 +18,8 @@ def as_tensors(index: Any) -> Any:
 
 @st.composite
 def indices(draw: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
-    """An index of ``shape``: ints, slices, None, Ellipsis, and at most one group of neighbouring arrays (where NumPy and PyTorch agree)."""
+    """An index of ``shape``: ints, slices, None, Ellipsis, and at most one group of neighbouring arrays (where NumPy and
+    PyTorch agree)."""
     items: list[Any] = []
     arrays = draw(st.booleans())
     for size in shape[: draw(st.integers(0, len(shape)))]:
@@ -136,6 +137,6 @@ def test_a_failing_index_names_the_line_and_spares_the_rest() -> None:
     x = ct.arange(3.0)
     good = x * 2
     bad = x[ct.tensor([7])]
-    with pytest.raises(IndexError, match="test_indexing.py"):
+    with pytest.raises(IndexError, match=r"test_indexing\.py"):
         bad.numpy()
     assert good.tolist() == [0, 2, 4]

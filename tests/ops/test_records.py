@@ -151,31 +151,35 @@ def test_gradient(op: OpDef) -> None:
             assert abs(analytic - numeric) <= 2e-6 * scale, f"{op.name} {sample.attrs} input {k}: {analytic} against {numeric}"
 
 
+def slopes(
+    op: OpDef, sample: Sample, at: list[Any], weights: Any, directions: Any, places: Any, create: bool
+) -> tuple[Any, list[Any]]:
+    """The gradients' sum along the directions, and the leaves; with ``create`` it can be differentiated itself."""
+    inputs = tensors(at, requires_grad=True)
+    loss = total(op(*inputs, **sample.attrs), weights)
+    first = grad(loss, [inputs[k] for k in places], create_graph=create, allow_unused=True)
+    out: Any = 0.0
+    for g, v in zip(first, directions, strict=True):
+        if g is not None:
+            out = (g * ct.tensor(v)).sum() + out
+    return out, inputs
+
+
 @pytest.mark.parametrize("op", SMOOTH, ids=[op.name for op in SMOOTH])
 def test_second_gradient(op: OpDef) -> None:
     """The gradient of the gradient equals central differences of the gradient along a random direction."""
     samples = [s for s in differentiable(op) if all(0 not in a.shape for a in s.args)]
     for sample in samples[-1:]:
         values, weights, directions, places = setup(op, sample)
-
-        def slopes(at: list[Any], create: bool) -> tuple[Any, list[Any]]:
-            inputs = tensors(at, requires_grad=True)
-            first = grad(
-                total(op(*inputs, **sample.attrs), weights), [inputs[k] for k in places], create_graph=create, allow_unused=True
-            )
-            parts = [(g * ct.tensor(v)).sum() for g, v in zip(first, directions, strict=True) if g is not None]
-            out = parts[0]
-            for p in parts[1:]:
-                out = out + p
-            return out, inputs
-
-        out, inputs = slopes(values, True)
+        out, inputs = slopes(op, sample, values, weights, directions, places, True)
         if not out.requires_grad:
             continue  # linear: its second derivative is zero by construction
         second = grad(out, [inputs[k] for k in places], allow_unused=True)
         for k, v, g in zip(places, directions, second, strict=True):
             h = 1e-5
-            high, low = (slopes(moved(values, k, v, s), False)[0].item() for s in (h, -h))
+            high, low = (
+                slopes(op, sample, moved(values, k, v, s), weights, directions, places, False)[0].item() for s in (h, -h)
+            )
             numeric = (high - low) / (2 * h)
             analytic = 0.0 if g is None else float(np.sum(g._array() * v))
             scale = max(1.0, abs(numeric))

@@ -142,9 +142,10 @@ class Trees:
                 dynamic = self.dynamics[key] = Dynamic(size, tree)
             where[d] = Idx(0, ((dynamic, 1),))
         value = self.tree(x, tuple(where), mask)
-        out = Tree("op", node, (value,))
-        used = [self.dynamics[k].tree.stage for k in self.dynamics]
-        out.stage = max([value.stage, *used])
+        # The offset names the computed indices, so that they are checked even where the value does not depend on them.
+        used = [where[d].terms[0][0] for d in dims]
+        out = Tree("op", node, (value,), Idx(0, tuple([(v, 1) for v in used])))
+        out.stage = max([value.stage, *[v.tree.stage for v in used]])
         return out
 
     def loads(self) -> Iterator[Tree]:

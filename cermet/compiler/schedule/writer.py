@@ -168,6 +168,8 @@ class Writer:
         args = [self.write(a, env) for a in tree.args]
         if op.kind == "gather":
             self.bad_node = node
+            for v, _ in tree.offset.terms:
+                self._dynamic(v, env)
             return args[0]
         value = op.lower(builder, *args, **op.named(node.call))
         return rounded(value, node.meta.dtype, op.ulp == 0)
