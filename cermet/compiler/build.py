@@ -7,16 +7,18 @@ tapes, tensors or how a program is run.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from cermet import config
 from cermet.compiler.llvm.target import Target
 from cermet.compiler.passes.rewrite import live_order, rewrite
 from cermet.compiler.schedule.epilogue import find_epilogues
-from cermet.compiler.schedule.fuse import Fusion, fuse
+from cermet.compiler.schedule.fuse import Fusion, Group, fuse
 from cermet.compiler.schedule.hand import Call, hand_calls, loop_calls
 from cermet.compiler.schedule.layout import channels_last, find_images
 from cermet.compiler.schedule.lower import lower_group
+from cermet.compiler.schedule.memo import remembered, signature
 from cermet.compiler.schedule.memory import plan_arena
 from cermet.compiler.schedule.tree import row_major
 from cermet.graph.node import Node
@@ -80,21 +82,24 @@ def build_schedule(outputs: Sequence[Node], target: Target) -> Schedule:
         elif g.kind != "loop" and g.nodes[0] in inside:
             continue
         elif g.kind == "loop":
-            loops = lower_group(g, evaluated, fusion.stored, strides_of)
-            if config.verify:
-                _verify(loops)
-            calls.extend(loop_calls(loops, [n for n in g.nodes if n in evaluated], target))
+            key, nodes = signature(g, evaluated, fusion.stored, strides_of)
+            calls.extend(remembered((target, key), nodes, partial(_loop_group, g, fusion, strides_of, target)))
         else:
             calls.extend(hand_calls(g.nodes[0], strides_of, target))  # type: ignore[arg-type]
     offsets, size, donations = _place(calls, set(roots), set(final))
     return Schedule(calls, final, offsets, size, fusion, donations)
 
 
-def _verify(loops: list[Any]) -> None:
-    from cermet.compiler.loops.verify import verify
+def _loop_group(g: Group, fusion: Fusion, strides_of: Any, target: Target) -> list[Call]:
+    """Lower one loop group."""
+    evaluated = fusion.evaluated[g]
+    loops = lower_group(g, evaluated, fusion.stored, strides_of)
+    if config.verify:
+        from cermet.compiler.loops.verify import verify
 
-    for call in loops:
-        verify(call.kernel)
+        for call in loops:
+            verify(call.kernel)
+    return loop_calls(loops, [n for n in g.nodes if n in evaluated], target)
 
 
 def _shared_memory(n: Node) -> Node:

@@ -211,6 +211,13 @@ def getitem(x: Any, index: Any) -> Any:
     Raises:
         IndexError: for indices out of range (of integer tensors: at evaluation), too many of them, or of a wrong kind.
     """
+    if type(index) is int and len(x.shape):  # the commonest form by far: a loop over rows
+        shape = tuple(x.shape)
+        n, rest = shape[0], shape[1:]
+        if -n <= index < n:
+            zeros = (0,) * len(rest)
+            row = view(slice_, x, starts=(index % n, *zeros), steps=(1,) * len(shape), sizes=(1, *rest))
+            return view(reshape, row, shape=rest)
     plan = _planned(x, index)
     if not plan.advanced:
         return _basic(x, plan)

@@ -85,15 +85,14 @@ def result_dtype(*args: Any) -> DType:
 
 def pair(x: Any, y: Any, float_result: bool = False) -> tuple[Any, Any]:
     """Two operands in their common dtype, as `promote`; what programs write most often takes a short way."""
-    if not isinstance(x, _NUMBERS):
-        d: Any = getattr(x, "dtype", None)
-        if type(d) is DType:
-            if isinstance(y, _NUMBERS):
-                # A number never decides the width: beside a floating tensor it is one of its dtype.
-                if d.kind == "f" and type(y) in _PLAIN:
-                    return x, float(y)
-            elif getattr(y, "dtype", None) is d and (d.kind == "f" or not float_result):
-                return x, y
+    d: Any = getattr(x, "dtype", None)
+    if type(d) is DType:
+        if type(y) in _PLAIN:
+            # A number never decides the width: beside a floating tensor it is one of its dtype.
+            if d.kind == "f":
+                return x, float(y)
+        elif getattr(y, "dtype", None) is d and (d.kind == "f" or not float_result):
+            return x, y
     a, b = promote(x, y, float_result=float_result)
     return a, b
 

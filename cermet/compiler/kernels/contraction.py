@@ -255,8 +255,10 @@ def _general(p: _Problem, b: Blocking) -> Plan:
         direct, out, out_args = True, Output(p.acc, p.acc, True, adds=True), {}
         strides_out, c_arg = _contiguous(s), Temp(len(temps))
         temps.append(k_parts * p.count * s.m * s.n * size)
+    # Of packed B the kernel sees nothing but panels.
+    kind_b, unit_b = (p.acc, "any") if b.read_b == "temp" else (s.dtype_b, p.unit_b)
     variant = Variant(
-        tile, s.dtype_a, s.dtype_b, out, b.read_a, p.unit_a, b.read_b, p.unit_b, direct, p.dims,
+        tile, s.dtype_a, kind_b, out, b.read_a, p.unit_a, b.read_b, unit_b, direct, p.dims,
         whole=m_blocks == k_parts == 1 and s.n <= min(b.nc, columns),
     )  # fmt: skip
     space_a, space_b, space_c, stage = _scratch(b, direct, s.k, size)

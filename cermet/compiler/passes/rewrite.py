@@ -29,6 +29,7 @@ class _Rewriter:
     def __init__(self) -> None:
         self.memo: dict[Node, Any] = {}
         self.shared: dict[Any, Node] = {}
+        self.where: Any = None
 
     def result(self, node: Node) -> Any:
         """The rewritten form of a node; a tuple for a call with several results."""
@@ -57,6 +58,8 @@ class _Rewriter:
         if n.buffer is not None:
             memo[n] = n
             return
+        if n.where is None:
+            n.where = self.where
         call = n.call
         op: OpDef = call.op
         inputs = tuple([memo[i] for i in n.inputs])
@@ -94,11 +97,12 @@ class _Rewriter:
         return result
 
     def _located(self, out: Node, origin: Node) -> Node:
-        if origin.where is not None:
-            for k in self._pending(out):
-                if k.where is None and k.buffer is None:
-                    k.where = origin.where
-        return self.result(out)
+        """The rewritten form of a decomposition's result, whose new nodes were recorded where the composite was."""
+        before, self.where = self.where, origin.where
+        try:
+            return self.result(out)
+        finally:
+            self.where = before
 
     def _share(self, n: Node, inputs: tuple[Node, ...]) -> Node:
         simpler = _simplify(n, inputs)

@@ -6,6 +6,7 @@ Each op's operands are already strided views of values in memory (see `operand`)
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,6 +121,20 @@ def _from_plan(plan: Plan, operands: dict[str, tuple[Any, ...]], node: Node, nam
     return out
 
 
+_plans: OrderedDict[Any, Plan] = OrderedDict()
+
+
+def _planned(plan: Callable[..., Plan], what: tuple[Any, ...], epilogue: Any, args: list[Operand]) -> Plan:
+    """A family's plan; equal layers share theirs. An epilogue's key and the number of its arguments say all that a plan depends on."""
+    key = (plan, what, None if epilogue is None else epilogue.key, len(args))
+    found = _plans.get(key)
+    if found is None:
+        found = _plans[key] = plan(*what, epilogue, args)
+        while len(_plans) > 1024:
+            _plans.popitem(last=False)
+    return found
+
+
 def _with_epilogue(fused: Fused | None, operands: dict[str, tuple[Any, ...]], node: Node) -> tuple[Any, list[Operand], str]:
     """(epilogue, its arguments, a name for the launches); binds what the epilogue reads and writes, or the plain result."""
     if fused is None:
@@ -146,7 +161,7 @@ def _contraction(node: Node, strides_of: StridesOf, target: Target, fused: Fused
     )
     if fused is None:
         operands["out"] = operands["result"]
-    return _from_plan(contraction.plan(spec, target, epilogue, args), operands, node, name)
+    return _from_plan(_planned(contraction.plan, (spec, target), epilogue, args), operands, node, name)
 
 
 def _merge_batch(batch: tuple[int, ...], *strides: tuple[int, ...]) -> tuple[Any, ...]:
@@ -189,7 +204,7 @@ def _convolution(node: Node, strides_of: StridesOf, target: Target, fused: Fused
         node.meta.dtype, x[0], x[1], w[0], x[2:], w[2:], y[2:], tuple(stride), tuple(padding), tuple(dilation), groups,
         strides["x"], strides["w"], strides["y"],
     )  # fmt: skip
-    return _from_plan(convolution.plan(direction, spec, target, epilogue, args), operands, node, name or f"conv {direction}")
+    return _from_plan(_planned(convolution.plan, (direction, spec, target), epilogue, args), operands, node, name or f"conv {direction}")
 
 
 # ----------------------------------------------------------------------------------------------------- loop IR by hand

@@ -69,9 +69,13 @@ def acosh(b: LaneBuilder, x: Value) -> Value:
     one = b.f(1.0, x)
     huge = b.fcmp("ogt", x, b.f(2.0**14 if format_of(x) is SINGLE else 2.0**30, x))
     t = b.fsub(x, one)
-    root = b.sqrt(b.fma(t, t, b.fadd(t, t)))
+    square = b.fma(t, t, b.fadd(t, t))
+    root = b.sqrt(square)
     w = b.fadd(root, t)
-    low = b.fsub(t, b.fsub(w, root))
+    # What the sum and the root have lost (nothing at 1, where the root is 0).
+    root_low = b.fdiv(b.fma(b.fneg(root), root, square), w)
+    root_low = b.select(b.fcmp("ogt", w, b.f(0.0, x)), b.fmul(root_low, b.f(0.5, x)), b.f(0.0, x))
+    low = b.fadd(b.fsub(t, b.fsub(w, root)), root_low)
     return b.select(b.fcmp("olt", x, one), b.f(NAN, x), _log_of_sum(b, x, w, low, huge))
 
 
