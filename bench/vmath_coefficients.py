@@ -177,8 +177,8 @@ def fits() -> list[Fit]:
     t.small("stirling", note, (1e-8, 6.4**-2), lambda z: _stirling(1 / mp.sqrt(z)), 54)
     root = mp.findroot(mp.digamma, 1.4616321449683623)
     t.plain("digamma1", "digamma(root + t) / t", (-0.4617, 0.5384), lambda v: mp.digamma(root + v) / v, 52.8)
-    note = "y**2 (log(y) - 1/(2y) - digamma(y)) for y > 6.9, in y**-2"
-    t.small("digamma_tail", note, (1e-8, 6.9**-2), lambda z: _digamma_tail(1 / mp.sqrt(z)), 54)
+    note = "y**2 (log(y) - 1/(2y) - digamma(y)) for y > 4.9, in y**-2"
+    t.small("digamma_tail", note, (1e-8, 4.9**-2), lambda z: _digamma_tail(1 / mp.sqrt(z)), 54)
     for n, (low, high, centre) in enumerate(ERFINV):
         note = f"erfinv(x)/x, in {'sqrt(w)' if n else 'w'} - {centre} with w = -log(1 - x**2)"
         power = 2 if n else 1

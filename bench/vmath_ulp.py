@@ -393,8 +393,9 @@ def sweep_double(name: str, density: int) -> tuple[float, str]:
             continue
         error = exact_error(g, exact, np.float64)
         if name in ("lgamma", "digamma") and xs[0] < 0 and np.isfinite(error):
-            # Relative to the terms of the reflection formula, which cancel near zeros.
-            error *= min(1.0, abs(float(exact)) / max(1.0, abs(float(mp_value(name, 1 - float(xs[0]))))))
+            # In ulp of the terms of the reflection formula, which cancel near zeros.
+            term = max(1.0, abs(float(mp_value(name, 1 - float(xs[0])))) + abs(float(exact)))
+            error *= float(np.spacing(abs(float(exact))) / np.spacing(term))
         if error > worst:
             worst, where = error, ", ".join(repr(x) for x in xs)
     return worst, where

@@ -119,7 +119,9 @@ def from_numpy_dtype(dtype: Any) -> DType:
     found = _BY_NUMPY.get(np.dtype(dtype))
     if found is None:
         supported = ", ".join(d.name for d in ALL)
-        raise TypeError(f"no Cermet dtype for NumPy dtype {np.dtype(dtype)}; supported: {supported}. Convert with .astype() first.")
+        raise TypeError(
+            f"no Cermet dtype for NumPy dtype {np.dtype(dtype)}; supported: {supported}. Convert with .astype() first."
+        )
     return found
 
 

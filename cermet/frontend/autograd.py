@@ -227,19 +227,23 @@ def grad(
             if g is None and materialize_grads:
                 g = full_value(new_tensor(node_of(t)), 0, t.shape)
             elif g is None and not allow_unused:
-                raise RuntimeError(f"grad: input {k} was not used to compute the outputs; pass allow_unused=True for None instead")
+                raise RuntimeError(
+                    f"grad: input {k} was not used to compute the outputs; pass allow_unused=True for None instead"
+                )
             out.append(g)
         return tuple(out)
     finally:
         tape.grad = before
 
 
-def _batched_grad(outputs: Any, inputs: Any, grad_outputs: Any, retain: Any, create: Any, unused: Any, zeros: Any) -> tuple[Any, ...]:
+def _batched_grad(
+    outputs: Any, inputs: Any, grad_outputs: Any, retain: Any, create: Any, unused: Any, zeros: Any
+) -> tuple[Any, ...]:
     """Row by row; the graph is kept for all but the last."""
     from cermet.ops.public import PUBLIC
 
     stack = PUBLIC[("", "stack")].fn
-    vectors = [grad_outputs] if isinstance(grad_outputs, TensorBase) else list(grad_outputs)
+    vectors: list[Any] = [grad_outputs] if isinstance(grad_outputs, TensorBase) else list(grad_outputs)
     count = vectors[0].shape[0]
     rows = []
     for k in range(count):
@@ -291,6 +295,10 @@ class _FunctionCall:
 
 class _FunctionGrad(GradFn):
     __slots__ = ("cls", "ctx", "spots")
+
+    cls: Any
+    ctx: Any
+    spots: tuple[bool, ...]
 
     def backward(self, grads: list[Any], wrap: Any, keep: bool) -> Sequence[Any]:
         if self.ctx is None:

@@ -230,9 +230,7 @@ def write(t: TensorBase, value: TensorBase) -> None:
     alias = t._alias
     if alias is None:
         t._node = value._node
-        if tape.grad and type(t._fn) is not Accumulate:
-            t._fn = value._fn
-        elif tape.grad and value._fn is not None:
+        if (tape.grad and type(t._fn) is not Accumulate) or (tape.grad and value._fn is not None):
             t._fn = value._fn
         return
     old_fn = alias.history.fn

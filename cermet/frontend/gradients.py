@@ -259,7 +259,8 @@ def run_backward(
 
 
 def _leads_on(f: Any, walk: _Walk, targets: Any) -> bool:
-    return any(e is not None and (e in targets or _owner(e) in walk.useful) for e in f.edges)
+    useful = walk.useful or set()
+    return any(e is not None and (e in targets or _owner(e) in useful) for e in f.edges)
 
 
 def _apply_edge_hooks(f: Any, slots: list[Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,11 +16,12 @@ from cermet.frontend.core import TensorBase, apply, check_writable, fn_of, new_t
 from cermet.frontend.gradients import Accumulate, GradFn, Pick, add_hook
 from cermet.lazy import evaluate as ev
 from cermet.ops import indexing
+from cermet.ops.define import hooks
 
 __all__ = ["Size", "Tensor"]
 
 
-class Size(tuple):  # type: ignore[type-arg]
+class Size(tuple[int, ...]):
     """A shape: a tuple of ints with ``numel()``."""
 
     __slots__ = ()
@@ -61,10 +62,14 @@ class Tensor(TensorBase):
 
     __slots__ = ()
 
+    if TYPE_CHECKING:
+        # Methods derived from the op records (`cermet.frontend.attach`).
+        def __getattr__(self, name: str) -> Any: ...
+
     def __new__(cls, data: Any = None, *_: Any, **__: Any) -> Any:
         if data is None:
             data = np.zeros((0,), np.float32)
-        source = data if isinstance(data, TensorBase) else core.hooks.to_tensor(data, dtype=dt.get_default_dtype(), like=None)
+        source = data if isinstance(data, TensorBase) else hooks.to_tensor(data, dtype=dt.get_default_dtype(), like=None)
         t = object.__new__(cls)
         t._node = node_of(source)
         t._fn = None
@@ -357,7 +362,7 @@ class Tensor(TensorBase):
         m = node_of(self).meta
         check_writable(self)
         if not isinstance(value, TensorBase):
-            value = core.hooks.to_tensor(value, dtype=m.dtype, like=self)
+            value = hooks.to_tensor(value, dtype=m.dtype, like=self)
         if value._node.meta.dtype is not m.dtype:
             if dt.category(value.dtype) > dt.category(m.dtype):
                 raise RuntimeError(
@@ -377,7 +382,7 @@ class Tensor(TensorBase):
 
 
 def _rebuild(cls: Any, array: Any, dtype: Any, requires_grad: bool) -> Any:
-    t = core.hooks.to_tensor(array, dtype=dtype, like=None)
+    t = hooks.to_tensor(array, dtype=dtype, like=None)
     out = object.__new__(cls)
     out._node, out._fn, out._alias, out._grad = t._node, None, None, None
     if requires_grad:

@@ -250,5 +250,3 @@ def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
                     raise ValueError(f"shapes {named} do not broadcast: size {out[k]} against {size} at dimension {k}")
                 out[k] = size
     return tuple(out)
-
-

@@ -35,7 +35,7 @@ def held_mask(nodes: Sequence[Node], counts: Sequence[int]) -> list[bool]:
 
     ``counts`` are the nodes' reference counts, taken while only the tape's list and other nodes' inputs were counted in.
     """
-    inner = {}
+    inner: dict[Node, int] = {}
     for n in nodes:
         for i in n.inputs:
             inner[i] = inner.get(i, 0) + 1

@@ -5,6 +5,7 @@ A compiled program holds numbers only (which leaf goes to which base, sizes of o
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections import OrderedDict
@@ -120,7 +121,14 @@ def _find(tape: Tape, nodes: list[Node], counts: tuple[int, ...], alias: Any) ->
 def _compile(tape: Tape, nodes: list[Node], held: list[bool]) -> Compiled:
     begin = time.perf_counter()
     wanted = [n for n, h in zip(nodes, held, strict=True) if h and n.call.outs is None]
-    schedule = build_schedule(wanted, host())
+    # Planning makes many small objects and no garbage cycles; letting the collector look at each batch of them costs a tenth of the time.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        schedule = build_schedule(wanted, host())
+    finally:
+        if collecting:
+            gc.enable()
     middle = time.perf_counter()
     codes = compile_many([c.request for c in schedule.calls])
     end = time.perf_counter()
@@ -189,7 +197,9 @@ def _assemble(tape: Tape, nodes: list[Node], wanted: list[Node], schedule: Sched
     return out
 
 
-def _argument(arg: tuple[Any, ...], bases: dict[Node, int], scalars: dict[Node, int], offsets: dict[Any, int], status: int) -> Any:
+def _argument(
+    arg: tuple[Any, ...], bases: dict[Node, int], scalars: dict[Node, int], offsets: dict[Any, int], status: int
+) -> Any:
     kind, value = arg[0], arg[1]
     if kind == "int":
         return value
@@ -233,7 +243,12 @@ def _donated(compiled: Compiled, leaves: list[Node]) -> dict[int, Buffer]:
     out: dict[int, Buffer] = {}
     for output, leaf, uses in compiled.donations:
         node = leaves[leaf]
-        if output not in out and getrefcount(node) == uses + _LEAF_REFERENCES and getrefcount(node.buffer) == 2 and node.buffer.owner is None:
+        if (
+            output not in out
+            and getrefcount(node) == uses + _LEAF_REFERENCES
+            and getrefcount(node.buffer) == 2
+            and node.buffer.owner is None
+        ):
             out[output] = node.buffer
     return out
 

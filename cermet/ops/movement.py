@@ -45,7 +45,7 @@ def _reshape_infer(m: Meta, *, shape: tuple[int, ...]) -> Meta:
     return m.with_shape(shape)
 
 
-reshape = _movement(
+reshape: OpDef = _movement(
     "reshape",
     _reshape_infer,
     attrs=("shape",),
@@ -80,7 +80,7 @@ def _permute_infer(m: Meta, *, dims: tuple[int, ...]) -> Meta:
     return m.with_shape(tuple([m.shape[d] for d in dims]))
 
 
-permute = _movement(
+permute: OpDef = _movement(
     "permute",
     _permute_infer,
     attrs=("dims",),
@@ -175,7 +175,7 @@ def _unslice_reference(x: Any, *, shape: Any, starts: Any, steps: Any) -> Any:
     return out
 
 
-unslice = _movement(
+unslice: OpDef = _movement(
     "unslice",
     lambda m, *, shape, starts, steps: m.with_shape(shape),
     attrs=("shape", "starts", "steps"),
@@ -225,7 +225,7 @@ def _put_slice_decompose(base: Any, update: Any, *, starts: Any, steps: Any) -> 
     return where(inside, unslice(update, shape=shape, starts=starts, steps=steps), base)
 
 
-put_slice = OpDef(
+put_slice: OpDef = OpDef(
     "put_slice",
     "composite",
     _put_slice_infer,
@@ -314,7 +314,7 @@ def _put_diagonal_decompose(base: Any, update: Any, *, offset: int, dim1: int, d
     return where(hit, expand(aligned, shape=shape), base)
 
 
-put_diagonal = OpDef(
+put_diagonal: OpDef = OpDef(
     "put_diagonal",
     "composite",
     lambda base, update, *, offset, dim1, dim2: base,

@@ -288,6 +288,7 @@ def _logsumexp_reference(x: Any, *, dims: Any, keepdim: bool) -> Any:
 
 def _by_max(x: Any, dims: Any, keepdim: bool) -> Any:
     top = np.max(x, axis=dims, keepdims=True)
+    top = np.where(np.isinf(top), 0, top)
     total = np.log(np.sum(np.exp(x - top), axis=dims, keepdims=True)) + top
     return total if keepdim else np.squeeze(total, dims)
 

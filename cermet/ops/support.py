@@ -91,7 +91,7 @@ def pair(x: Any, y: Any, float_result: bool = False) -> tuple[Any, Any]:
             # A number never decides the width: beside a floating tensor it is one of its dtype.
             if d.kind == "f":
                 return x, float(y)
-        elif getattr(y, "dtype", None) is d and (d.kind == "f" or not float_result):
+        elif (not float_result or d.kind == "f") and getattr(y, "dtype", None) is d:
             return x, y
     a, b = promote(x, y, float_result=float_result)
     return a, b

@@ -62,7 +62,13 @@ def plan(spec: SortSpec, target: Any) -> Plan:
     scratch = rounded_up(n * wide, 64) if small else 2 * rounded_up(n * wide, 64) + 2 * rounded_up(n * 4, 64) + 256 * 4
     key = f"sort {spec.dtype.name} {'down' if spec.descending else 'up'} {'small' if small else 'radix'}"
     launch = KernelLaunch(
-        key, lambda: _Sort(spec.dtype, spec.descending, small, target).build(), "sort", args, -(-rows // per), scratch, 1 if n > 2048 else 4
+        key,
+        lambda: _Sort(spec.dtype, spec.descending, small, target).build(),
+        "sort",
+        args,
+        -(-rows // per),
+        scratch,
+        1 if n > 2048 else 4,
     )
     return Plan([launch])
 
@@ -78,7 +84,9 @@ def _rows(shape: tuple[int, ...], xs: tuple[int, ...], os: tuple[int, ...], dim:
         else:
             dims.append((size, xs[k], os[k]))
     if len(dims) > ROW_DIMS:
-        raise ValueError(f"argsort: shape {shape} with strides {xs} has more than {ROW_DIMS} separate dims besides {dim}; copy it first")
+        raise ValueError(
+            f"argsort: shape {shape} with strides {xs} has more than {ROW_DIMS} separate dims besides {dim}; copy it first"
+        )
     return dims
 
 

@@ -56,12 +56,12 @@ class Builder:
         return Expr("and" if x.dtype is dt.bool else "mul", (x, y), x.dtype)
 
     def select(self, c: Expr, x: Any, y: Any) -> Expr:
-        """x where c (bool) holds, else y."""
+        """X where c (bool) holds, else y."""
         x, y = self._pair(x, y)
         return Expr("select", (c, x, y), x.dtype)
 
     def cast(self, x: Expr, dtype: DType) -> Expr:
-        """x in another dtype; to a 16-bit float: a float32 rounded to it."""
+        """X in another dtype; to a 16-bit float: a float32 rounded to it."""
         if dtype.compute is dtype:
             if x.dtype is dtype:
                 return x
@@ -73,7 +73,7 @@ class Builder:
         return Expr("bitcast", (x,), dtype, dtype)
 
     def fma(self, x: Expr, y: Expr, z: Expr) -> Expr:
-        """x * y + z, rounded once."""
+        """X * y + z, rounded once."""
         return Expr("fma", (x, y, z), x.dtype)
 
     def philox(self, key: Expr, counter: Expr, word: int) -> Expr:

@@ -180,7 +180,13 @@ def _simplify_movement(n: Node, x: Node) -> Node | None:
             return permute(x.inputs[0], dims=tuple([inner[d] for d in dims]))
     elif op is slice_ and x.meta is n.meta and all(s == 1 for s in attrs[1]):
         return x
-    if x.call.op is expand and x.inputs and x.inputs[0].meta.numel == 1 and x.inputs[0].meta.ndim == 0 and op.name in _KEEPS_VALUES:
+    if (
+        x.call.op is expand
+        and x.inputs
+        and x.inputs[0].meta.numel == 1
+        and x.inputs[0].meta.ndim == 0
+        and op.name in _KEEPS_VALUES
+    ):
         return expand(x.inputs[0], shape=n.meta.shape)
     return None
 

@@ -160,7 +160,7 @@ def _classes(n: Node, axes: Axes, offsets: list[Idx], rigid: set[Dim], b: Var, m
         image, column, high, wide = rows
         batch, row = [image], None
     values: dict[Class, Expr] = {}
-    classes = []
+    classes: list[Class] = []
     decode: list[Any] = []
     if row is None:
         pixels = merge([d for d in (high, wide) if d.extent != 1], offsets, rigid)

@@ -46,7 +46,19 @@ def is_leaf(n: Node) -> bool:
 class Group:
     """Nodes computed by one kernel (or by one kernel family's plan)."""
 
-    __slots__ = ("ancestors", "bit", "domain", "fast", "has_descendants", "index", "kind", "nodes", "outer", "position", "reduced")
+    __slots__ = (
+        "ancestors",
+        "bit",
+        "domain",
+        "fast",
+        "has_descendants",
+        "index",
+        "kind",
+        "nodes",
+        "outer",
+        "position",
+        "reduced",
+    )
 
     def __init__(self, index: int, kind: str, domain: tuple[int, ...]) -> None:
         self.index = index
@@ -149,7 +161,7 @@ class _Fuser:
         )  # fmt: skip
 
     def _level(self, n: Node, g: Group) -> str | None:
-        """"full" or "outer" where the node fits the group's rows, else None."""
+        """ "full" or "outer" where the node fits the group's rows, else None."""
         numel = n.meta.numel
         full = numel == math.prod(g.domain)
         rest = g.reduced is not None and numel == math.prod([s for k, s in enumerate(g.domain) if k not in g.reduced])

@@ -188,10 +188,10 @@ def _convolution(node: Node, strides_of: StridesOf, target: Target, fused: Fused
     shapes: dict[str, tuple[int, ...]] = {}
     strides: dict[str, tuple[int, ...]] = {}
     roles = {"forward": "xwy", "input_grad": "ywx", "weight_grad": "yxw"}[direction]
-    for role, x in zip(roles, node.inputs, strict=False):
-        source, offset, strides[role] = _operand(x, strides_of)
+    for role, operand in zip(roles, node.inputs, strict=False):
+        source, offset, strides[role] = _operand(operand, strides_of)
         operands[role] = ("node", source, offset)
-        shapes[role] = x.meta.shape
+        shapes[role] = operand.meta.shape
     out = roles[2]
     epilogue, args, name = _with_epilogue(fused, operands, node)
     shapes[out] = node.meta.shape
@@ -204,7 +204,9 @@ def _convolution(node: Node, strides_of: StridesOf, target: Target, fused: Fused
         node.meta.dtype, x[0], x[1], w[0], x[2:], w[2:], y[2:], tuple(stride), tuple(padding), tuple(dilation), groups,
         strides["x"], strides["w"], strides["y"],
     )  # fmt: skip
-    return _from_plan(_planned(convolution.plan, (direction, spec, target), epilogue, args), operands, node, name or f"conv {direction}")
+    return _from_plan(
+        _planned(convolution.plan, (direction, spec, target), epilogue, args), operands, node, name or f"conv {direction}"
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- loop IR by hand
@@ -399,9 +401,7 @@ def _scatter_updates(node: Node, strides_of: StridesOf, target: Target) -> list[
     return _call("scatter", p, block, rows * pieces, nest, node, target, work)
 
 
-def _checked_index(
-    p: _Params, i: Node, at: list[Expr], size: int, strides_of: StridesOf, bad: Register, body: list[Any]
-) -> Expr:
+def _checked_index(p: _Params, i: Node, at: list[Expr], size: int, strides_of: StridesOf, bad: Register, body: list[Any]) -> Expr:
     source, offset, strides = _operand(i, strides_of)
     raw = p.add("buffer", i.meta.dtype, ("node", source, offset)).load(_offset(p, at, list(strides)))
     n = p.integer(size)

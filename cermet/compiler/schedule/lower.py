@@ -180,9 +180,9 @@ class _Lowering:
 
     def _across(self, offsets: Sequence[Idx], weights: Sequence[int]) -> bool:
         """Whether memory runs along another loop than the lanes for some access, as in a transpose; then that loop is made the next one."""
-        *outer, lanes = self.outer_classes or [None]
-        if lanes is None or lanes.extent < 8:
+        if not self.outer_classes or self.outer_classes[-1].extent < 8:
             return False
+        *outer, lanes = self.outer_classes
         scores = [sum([w for x, w in zip(offsets, weights, strict=True) if abs(coefficient(x, c.inner)) == 1
                        and abs(coefficient(x, lanes.inner)) > 1]) for c in outer]  # fmt: skip
         if not any(scores):
@@ -475,14 +475,14 @@ class _Lowering:
         body: list[Any] = []
         block = p.expr
         if self.form == "rows":
-            n = w.integer(chunks)
-            c, row = Expr("trem", (block, n), dt.int64), Expr("tdiv", (block, n), dt.int64)
+            parts = w.integer(chunks)
+            c, row = Expr("trem", (block, parts), dt.int64), Expr("tdiv", (block, parts), dt.int64)
             env = Env(self._rows_of(w, self.outer_classes, row), body)
         else:
             count, c, env = self._column_blocks(w, block, chunks, body)
         start = c * size
         extent = builder.min(size, w.integer(cut.extent) - start)
-        registers = []
+        registers: list[tuple[Node, Register]] = []
         for n in first:
             reg = Register(f"acc{len(registers)}", n.meta.dtype.compute)
             env.body.append(Define(reg, identity_of(_REDUCE[n.call.op.name], n.meta.dtype)))
@@ -520,7 +520,7 @@ class _Lowering:
 
     def _combine(self, w: Writer, env: Env, first: list[Node], chunks: int) -> None:
         """Add up the chunks' partial results, in order."""
-        registers = []
+        registers: list[tuple[Node, Register]] = []
         var = Var("c")
         for n in first:
             reg = Register(f"sum{len(registers)}", n.meta.dtype.compute)
@@ -554,5 +554,3 @@ def _cut_loop(nest: list[Any], inner: Env, cut: Class, start: Expr, extent: Expr
                 return
             stack.extend(loop.body)
     raise RuntimeError("the loop to cut is not in the nest")
-
-

@@ -52,7 +52,9 @@ def signature(
             if strides is not None:
                 parts.append((k, n.meta, strides))
                 continue
-        parts.append((k, n.call.id, n in g.outer, strides_of(n) if n in inside and n in stored else n in inside, *map(number, n.inputs)))
+        parts.append(
+            (k, n.call.id, n in g.outer, strides_of(n) if n in inside and n in stored else n in inside, *map(number, n.inputs))
+        )
         stack.extend(reversed(n.inputs))
     return tuple(parts), nodes
 

@@ -11,7 +11,9 @@ __all__ = ["plan_arena"]
 ALIGN = 64
 
 
-def plan_arena(births: Sequence[Sequence[tuple[Hashable, int]]], deaths: Sequence[Sequence[Hashable]]) -> tuple[dict[Hashable, int], int]:
+def plan_arena(
+    births: Sequence[Sequence[tuple[Hashable, int]]], deaths: Sequence[Sequence[Hashable]]
+) -> tuple[dict[Hashable, int], int]:
     """Offsets and the arena's size in bytes.
 
     Args:

@@ -31,7 +31,7 @@ def is_strided(x: Node) -> bool:
     if traced is None:
         return False
     source = traced[0]
-    return source.buffer is not None and source.call.op.name == "data" or source.call.op.kind != "leaf"
+    return (source.buffer is not None and source.call.op.name == "data") or source.call.op.kind != "leaf"
 
 
 def strided(x: Node, strides_of_source: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:

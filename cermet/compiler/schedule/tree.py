@@ -45,7 +45,7 @@ class Tree:
         self.args = args
         self.offset = offset
         self.conditions = conditions
-        self.stage = max([a.stage for a in args], default=0)
+        self.stage: int = max([a.stage for a in args], default=0)
 
 
 class Dynamic(Dim):
@@ -167,5 +167,3 @@ def at(index: tuple[Idx, ...], shape: tuple[int, ...], full: tuple[int, ...]) ->
         return index
     lead = len(full) - len(shape)
     return tuple([ZERO if size == 1 else index[k + lead] for k, size in enumerate(shape)])
-
-

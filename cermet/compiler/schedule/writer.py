@@ -29,7 +29,7 @@ class Env:
     """Where expressions are written: the value of each loop class, the statements so far, what has been written already."""
 
     def __init__(self, values: dict[Class, Expr], body: list[Any], parent: Env | None = None) -> None:
-        self.values = values if parent is None else {**parent.values, **values}
+        self.values: dict[Class, Expr] = values if parent is None else {**parent.values, **values}
         self.body = body
         self.memo: dict[int, Expr] = {}
 

@@ -156,6 +156,14 @@ def log_of_parts(b: LaneBuilder, e: Value, f: Value, tail: Value) -> Value:
     return b.fma(e, b.f(hi, f), b.fadd(f, b.fma(e, b.f(lo, f), tail)))
 
 
+def log_of_parts_pair(b: LaneBuilder, e: Value, f: Value, tail: Value) -> Pair:
+    """The same, and most of what its last addition lost."""
+    hi, lo = parts(format_of(f), "ln2", 2)
+    g = b.fadd(f, b.fma(e, b.f(lo, f), tail))
+    total = b.fma(e, b.f(hi, f), g)
+    return total, b.fma(e, b.f(hi, f), b.fsub(g, total))
+
+
 def log_finite(b: LaneBuilder, x: Value) -> Value:
     """`log` for positive finite ``x`` alone."""
     return log_of_parts(b, *decompose(b, x))

@@ -73,8 +73,8 @@ def acosh(b: LaneBuilder, x: Value) -> Value:
     root = b.sqrt(square)
     w = b.fadd(root, t)
     # What the sum and the root have lost (nothing at 1, where the root is 0).
-    root_low = b.fdiv(b.fma(b.fneg(root), root, square), w)
-    root_low = b.select(b.fcmp("ogt", w, b.f(0.0, x)), b.fmul(root_low, b.f(0.5, x)), b.f(0.0, x))
+    root_low = b.fdiv(b.fma(b.fneg(root), root, square), root)
+    root_low = b.select(b.fcmp("ogt", root, b.f(0.0, x)), b.fmul(root_low, b.f(0.5, x)), b.f(0.0, x))
     low = b.fadd(b.fsub(t, b.fsub(w, root)), root_low)
     return b.select(b.fcmp("olt", x, one), b.f(NAN, x), _log_of_sum(b, x, w, low, huge))
 
