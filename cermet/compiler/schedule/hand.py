@@ -9,6 +9,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from cermet import dtypes as dt
@@ -389,7 +390,7 @@ def _scatter_updates(node: Node, strides_of: StridesOf, target: Target) -> list[
         old = out.load(place)
         value = builder.binary(op, old, value) if op in ("max", "min") else getattr(builder, op)(old, value)
     body.append(Store(out, place, value))
-    for outer, inner in zip(loops, loops[1:], strict=False):
+    for outer, inner in pairwise(loops):
         outer.body.append(inner)
     nest: list[Any] = [loops[0]] if loops else body
     if lane is not None:

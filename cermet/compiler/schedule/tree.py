@@ -14,7 +14,7 @@ from cermet.compiler.schedule.index import ZERO, Dim, Idx
 from cermet.compiler.schedule.movement import Condition, pull
 from cermet.graph.node import Node
 
-__all__ = ["Dynamic", "Load", "Tree", "Trees", "row_major"]
+__all__ = ["Dynamic", "Tree", "Trees", "row_major"]
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:

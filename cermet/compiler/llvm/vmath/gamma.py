@@ -38,8 +38,11 @@ def lgamma(b: LaneBuilder, x: Value) -> Value:
     if format_of(x) is SINGLE:
         return b.fptrunc(lgamma(b, b.fpext(x)))
     one, zero = b.f(1.0, x), b.f(0.0, x)
+    # Reflection: lgamma(x) = -log(|x| sin(pi x)/pi) - lgamma(|x|), with an exact argument; nearer to 0, which would cancel,
+    # lgamma(x) = -log(sin(pi x)/pi) - lgamma(1 - x).
     reflect = b.fcmp("olt", x, zero)
-    y = b.select(reflect, b.fsub(one, x), x)
+    far = b.fcmp("olt", x, b.f(-0.5, x))
+    y = b.select(far, b.fneg(x), b.select(reflect, b.fsub(one, x), x))
     # lgamma(y) = lgamma(2 + t) + log(product); or - log(y) for y < 1.414; or - log(y + y**2) for y < 1/2.
     near_one = b.fcmp("olt", y, b.f(1.4140625, x))
     near_zero = b.fcmp("olt", y, b.f(0.5, x))
@@ -64,10 +67,10 @@ def lgamma(b: LaneBuilder, x: Value) -> Value:
     factor = b.fsub(y, b.f(0.5, x))
     large = b.fma(factor, b.fsub(logarithm, one), b.fma(factor, lost, w))
     result = b.select(stirling, large, small)
-    # lgamma(x) = -log(sin(pi x)/pi) - lgamma(1 - x), where the sine is of the distance to the nearest integer.
     distance = b.fabs(b.fsub(x, b.rint(x)))
     sine = b.fmul(_sine(b, distance)[0], b.f(1 / math.pi, x))
     sine = b.select(b.fcmp("olt", distance, b.f(2.0**-54, x)), distance, sine)
+    sine = b.select(far, b.fmul(sine, y), sine)
     reflected = b.fsub(b.fneg(log_finite(b, sine)), result)
     result = b.select(reflect, reflected, result)
     pole = b.and_(b.fcmp("ole", x, zero), b.fcmp("oeq", distance, zero))
