@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """Cermet: a deep learning framework that records what you write, compiles it, and computes when you look."""
 
 import importlib

@@ -2,7 +2,16 @@
 # written by the optim/data helper; do not overwrite
 
 from cermet.data.collate import default_collate, default_convert
-from cermet.data.dataset import ChainDataset, ConcatDataset, Dataset, IterableDataset, StackDataset, Subset, TensorDataset, random_split
+from cermet.data.dataset import (
+    ChainDataset,
+    ConcatDataset,
+    Dataset,
+    IterableDataset,
+    StackDataset,
+    Subset,
+    TensorDataset,
+    random_split,
+)
 from cermet.data.loader import DataLoader, WorkerInfo, get_worker_info
 from cermet.data.sampler import (
     BatchSampler,

@@ -79,7 +79,9 @@ def _stack(tensors: Sequence[Any]) -> Any:
     shape, dtype = nodes[0].meta.shape, nodes[0].meta.dtype
     for i, n in enumerate(nodes):
         if n.meta.shape != shape:
-            raise RuntimeError(f"stack expects each tensor to be equal size, but got {list(shape)} at entry 0 and {list(n.meta.shape)} at entry {i}")
+            raise RuntimeError(
+                f"stack expects each tensor to be equal size, but got {list(shape)} at entry 0 and {list(n.meta.shape)} at entry {i}"
+            )
         dtype = dtype if n.meta.dtype is dtype else dt.promote_types(dtype, n.meta.dtype)
     realize(nodes)
     m = nodes[0].meta.with_shape((len(nodes), *shape)).with_dtype(dtype)

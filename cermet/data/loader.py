@@ -212,7 +212,9 @@ def _check_workers(num_workers: int, timeout: float, prefetch_factor: Any, persi
     if persistent_workers:
         raise ValueError("persistent_workers option needs num_workers > 0")
     if context is not None:
-        raise ValueError(f"multiprocessing_context can only be used with multi-process loading (num_workers > 0), but got num_workers={num_workers}")
+        raise ValueError(
+            f"multiprocessing_context can only be used with multi-process loading (num_workers > 0), but got num_workers={num_workers}"
+        )
 
 
 def _check_stream(shuffle: Any, sampler: Any, batch_sampler: Any) -> None:
@@ -221,4 +223,6 @@ def _check_stream(shuffle: Any, sampler: Any, batch_sampler: Any) -> None:
     if sampler is not None:
         raise ValueError(f"DataLoader with IterableDataset: expected unspecified sampler option, but got sampler={sampler}")
     if batch_sampler is not None:
-        raise ValueError(f"DataLoader with IterableDataset: expected unspecified batch_sampler option, but got batch_sampler={batch_sampler}")
+        raise ValueError(
+            f"DataLoader with IterableDataset: expected unspecified batch_sampler option, but got batch_sampler={batch_sampler}"
+        )

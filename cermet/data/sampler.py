@@ -49,7 +49,9 @@ class RandomSampler(Sampler[int]):
         TypeError: unless ``replacement`` is a bool. ValueError: unless ``num_samples`` is a positive integer.
     """
 
-    def __init__(self, data_source: Sized, replacement: bool = False, num_samples: int | None = None, generator: Any = None) -> None:
+    def __init__(
+        self, data_source: Sized, replacement: bool = False, num_samples: int | None = None, generator: Any = None
+    ) -> None:
         self.data_source = data_source
         self.replacement = replacement
         self._num_samples = num_samples
@@ -128,7 +130,9 @@ class WeightedRandomSampler(Sampler[int]):
             chosen = np.searchsorted(edges, rng.random(self.num_samples) * edges[-1], side="right")
         else:
             if np.count_nonzero(weights) < self.num_samples:
-                raise RuntimeError("invalid multinomial distribution (with replacement=False, not enough non-negative category to sample)")
+                raise RuntimeError(
+                    "invalid multinomial distribution (with replacement=False, not enough non-negative category to sample)"
+                )
             # Efraimidis, Spirakis 2006: the first of exponential waiting times with these rates.
             with np.errstate(divide="ignore"):
                 waits = rng.standard_exponential(weights.size) / weights
@@ -210,5 +214,3 @@ class DistributedSampler(Sampler[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch."""
         self.epoch = epoch
-
-

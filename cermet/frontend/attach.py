@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from cermet.frontend.core import TensorBase, finish, node_of
 from cermet.frontend.tensor import Tensor
 from cermet.ops.define import REGISTRY
@@ -68,10 +70,11 @@ def _operator(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-def _operand(x: Any) -> bool:
-    import numpy as np
+_OPERANDS = (bool, int, float, np.generic, np.ndarray)
 
-    return isinstance(x, bool | int | float | np.generic | np.ndarray)
+
+def _operand(x: Any) -> bool:
+    return isinstance(x, _OPERANDS)
 
 
 def _reflected(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -129,7 +129,7 @@ def tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: b
             out = to_tensor(out, dtype)
     elif isinstance(data, np.ndarray):
         out = from_array(data, dtype)
-    elif isinstance(data, bool | int | float):
+    elif isinstance(data, bool | int | float) and not isinstance(data, np.generic):
         d = dtype or dt.of_scalar(data)
         out = from_array(np.asarray(_checked(data, d)).astype(d.numpy), d)
     else:

@@ -158,7 +158,9 @@ class Tensor(TensorBase):
                     self._alias.history.fn = self._fn
         elif fn is not None:
             if type(fn) is not Accumulate:
-                raise RuntimeError("requires_grad can be switched off only for leaves; use .detach() for a result without gradient")
+                raise RuntimeError(
+                    "requires_grad can be switched off only for leaves; use .detach() for a result without gradient"
+                )
             self._fn = None
             if self._alias is not None:
                 self._alias.history.fn = None
@@ -190,7 +192,9 @@ class Tensor(TensorBase):
         else:
             self._grad = value
 
-    def backward(self, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None) -> None:
+    def backward(
+        self, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None
+    ) -> None:
         """Add gradients to the leaves this tensor was computed from; see `cermet.autograd.backward`."""
         backward([self], None if gradient is None else [gradient], retain_graph, create_graph, inputs)
 
@@ -394,4 +398,3 @@ for _name, _method in (layout.METHODS | writing.METHODS).items():
     setattr(Tensor, _name, _method)
 core.tensor_type = Tensor
 core.evaluate_hook[0] = ev.evaluate
-

@@ -51,7 +51,9 @@ def _rebuild(storage: _Storage, offset: int, size: Any, stride: Any, dtype: Any,
     size, stride = tuple(map(int, size)), tuple(map(int, stride))
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if min((offset, *size, *stride), default=0) < 0 or (0 not in size and last >= flat.size):
-        raise pickle.UnpicklingError(f"a tensor of size {size}, stride {stride}, offset {offset} lies outside its storage of {flat.size} elements")
+        raise pickle.UnpicklingError(
+            f"a tensor of size {size}, stride {stride}, offset {offset} lies outside its storage of {flat.size} elements"
+        )
     if 0 in size:
         return from_array(np.empty(size, dtype.numpy), dtype)
     view = np.lib.stride_tricks.as_strided(flat[offset:], size, [s * dtype.itemsize for s in stride], writeable=False)
@@ -84,7 +86,9 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
         module = {"__builtin__": "builtins"}.get(module, module)  # Python 2's names, which protocol 2 writes
         found = self._known.get((module, {"long": "int"}.get(name, name)))
         if found is None:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no tensor, number or container; save a state_dict() instead")
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, which is no tensor, number or container; save a state_dict() instead"
+            )
         return found
 
     def persistent_load(self, pid: Any) -> Any:
@@ -149,7 +153,6 @@ def _device(name: str, *_: Any) -> Any:
     return Device("cpu")
 
 
-
 def load_pt(file: io.BytesIO, name: str) -> Any:
     """What ``torch.save`` wrote to a zip file; tensors that shared a storage come back as copies.
 
@@ -169,7 +172,9 @@ def _load(archive: zipfile.ZipFile, name: str) -> Any:
     entries = archive.namelist()
     found = next((n for n in entries if n == "data.pkl" or n.endswith("/data.pkl")), None)
     if found is None:
-        raise RuntimeError(f"load: {name} is a zip file without a data.pkl in it (it has {', '.join(entries[:4])}); expected one of torch.save")
+        raise RuntimeError(
+            f"load: {name} is a zip file without a data.pkl in it (it has {', '.join(entries[:4])}); expected one of torch.save"
+        )
     prefix = found[: -len("data.pkl")]
     if f"{prefix}constants.pkl" in entries:
         raise RuntimeError(f"load: {name} is a TorchScript program; save the state_dict() of the model with torch.save instead")

@@ -156,7 +156,9 @@ class _Writer:
         items = []
         for k, v in x.items():
             if isinstance(k, TensorBase | dict | list | set):
-                raise TypeError(f"save: a {type(k).__name__} is a key of the dict at {_at(path)}; keys are texts, numbers, None or tuples of them")
+                raise TypeError(
+                    f"save: a {type(k).__name__} is a key of the dict at {_at(path)}; keys are texts, numbers, None or tuples of them"
+                )
             items.append([self.encode(k, (*path, "key")), self.encode(v, (*path, str(k)))])
         out: dict[str, Any] = {"d": items}
         kind = next((name for name, c in _DICTS.items() if type(x) is c), "dict")
@@ -175,7 +177,13 @@ def _at(path: tuple[str, ...]) -> str:
 
 
 def load(
-    f: Any, map_location: Any = None, pickle_module: Any = None, *, weights_only: bool | None = True, mmap: bool | None = None, **_: Any
+    f: Any,
+    map_location: Any = None,
+    pickle_module: Any = None,
+    *,
+    weights_only: bool | None = True,
+    mmap: bool | None = None,
+    **_: Any,
 ) -> Any:
     """Read what `save` wrote, a safetensors file of anybody's (as a flat dict), or a state dict that PyTorch wrote. No code in a file is ever run.
 

@@ -340,7 +340,9 @@ def _windows_infer(m: Meta, *, dim: int, size: int, step: int, dilation: int) ->
     span = dilation * (size - 1) + 1
     n = (m.shape[dim] - span) // step + 1
     if m.shape[dim] < span:
-        raise ValueError(f"windows: a window of {size} with dilation {dilation} spans {span}, dimension {dim} has only {m.shape[dim]}")
+        raise ValueError(
+            f"windows: a window of {size} with dilation {dilation} spans {span}, dimension {dim} has only {m.shape[dim]}"
+        )
     return m.with_shape((*m.shape[:dim], n, *m.shape[dim + 1 :], size))
 
 

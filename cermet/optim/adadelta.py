@@ -44,10 +44,15 @@ class Adadelta(Stepper):
             if numbers is None:
                 numbers = made[p.dtype] = scalars(p, lr, rho, 1 - rho, group["eps"], group["weight_decay"])
             kept = (p, state["square_avg"], state["acc_delta"])
-            assign(kept, _rule(*widened(p, gradient_of(p, group["maximize"]), *kept[1:]), *numbers, decays=group["weight_decay"] != 0))
+            assign(
+                kept,
+                _rule(*widened(p, gradient_of(p, group["maximize"]), *kept[1:]), *numbers, decays=group["weight_decay"] != 0),
+            )
 
 
-def _rule(p: Any, g: Any, squares: Any, steps: Any, lr: Any, rho: Any, keep: Any, eps: Any, decay: Any, *, decays: bool) -> tuple[Any, ...]:
+def _rule(
+    p: Any, g: Any, squares: Any, steps: Any, lr: Any, rho: Any, keep: Any, eps: Any, decay: Any, *, decays: bool
+) -> tuple[Any, ...]:
     if decays:
         g = g + p * decay
     squares = squares * rho + g * g * keep

@@ -54,7 +54,9 @@ class Adafactor(Stepper):
 
                 eps1 = finfo(p.dtype).eps
             rate = min(lr, 1 / math.sqrt(t))
-            numbers = scalars(p, rate, lr * group["weight_decay"], t ** group["beta2_decay"], eps1, eps1 * eps1, eps2, group["d"], 1.0)
+            numbers = scalars(
+                p, rate, lr * group["weight_decay"], t ** group["beta2_decay"], eps1, eps1 * eps1, eps2, group["d"], 1.0
+            )
             kept = [p, *[state[k] for k in ("row_var", "col_var", "variance") if k in state]]
             values = widened(p, gradient_of(p, group["maximize"]), *kept[1:])
             assign(kept, _rule(*values, numbers=numbers, decays=group["weight_decay"] != 0))

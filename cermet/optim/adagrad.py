@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cermet.ops.optimizers import adagrad_step
-from cermet.optim.optimizer import Params, Stepper, advance, assign, check, check_lr, check_modes, counter, filled, scalars
+from cermet.optim.optimizer import Params, Stepper, advance, check, check_lr, check_modes, counter, filled, scalars
 
 __all__ = ["Adagrad"]
 
@@ -57,5 +57,4 @@ class Adagrad(Stepper):
             if numbers is None:
                 rate = lr / (1 + (t - 1) * group["lr_decay"])
                 numbers = made[t, p.dtype] = scalars(p, rate, group["eps"], group["weight_decay"])
-            kept = (p, state["sum"])
-            assign(kept, self._record(adagrad_step, (p, p.grad, state["sum"], *numbers), (bool(group["maximize"]),)))
+            self._apply(adagrad_step, (bool(group["maximize"]),), (p, state["sum"]), numbers)

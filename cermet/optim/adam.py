@@ -10,7 +10,7 @@ import numpy as np
 from cermet.frontend.core import TensorBase
 from cermet.ops.optimizers import adam_step, amsgrad_step
 from cermet.optim.optimizer import (
-    Params, Stepper, advance, assign, check, check_betas, check_lr, check_modes, counter, filled, number_of, scalars,
+    Params, Stepper, advance, check, check_betas, check_lr, check_modes, counter, filled, number_of, scalars,
 )  # fmt: skip
 
 __all__ = ["Adam"]
@@ -62,7 +62,7 @@ class Adam(Stepper):
             kept: tuple[Any, ...] = (p, state["exp_avg"], state["exp_avg_sq"])
             if amsgrad:
                 kept = (*kept, state["max_exp_avg_sq"])
-            assign(kept, self._record(op, (p, p.grad, *kept[1:], *numbers), attrs))
+            self._apply(op, attrs, kept, numbers)
 
     def _numbers(self, group: dict[str, Any], p: Any, step: int) -> tuple[Any, ...]:
         """The run-time scalars of `adam_step` in step ``step``."""

@@ -46,10 +46,15 @@ class Adamax(Stepper):
                 size = lr / (1 - beta1**t)
                 numbers = made[t, p.dtype] = scalars(p, size, 1 - beta1, beta2, group["eps"], group["weight_decay"])
             kept = (p, state["exp_avg"], state["exp_inf"])
-            assign(kept, _rule(*widened(p, gradient_of(p, group["maximize"]), *kept[1:]), *numbers, decays=group["weight_decay"] != 0))
+            assign(
+                kept,
+                _rule(*widened(p, gradient_of(p, group["maximize"]), *kept[1:]), *numbers, decays=group["weight_decay"] != 0),
+            )
 
 
-def _rule(p: Any, g: Any, m: Any, top: Any, size: Any, keep: Any, beta2: Any, eps: Any, decay: Any, *, decays: bool) -> tuple[Any, ...]:
+def _rule(
+    p: Any, g: Any, m: Any, top: Any, size: Any, keep: Any, beta2: Any, eps: Any, decay: Any, *, decays: bool
+) -> tuple[Any, ...]:
     if decays:
         g = g + p * decay
     m = m + (g - m) * keep

@@ -198,7 +198,13 @@ def _cubic_minimum(a: _Point, b: _Point, bounds: tuple[float, float] | None = No
 
 
 def _strong_wolfe(
-    at: Callable[[float], _Point], start: _Point, longest: float, tolerance: float, c1: float = 1e-4, c2: float = 0.9, most: int = 25
+    at: Callable[[float], _Point],
+    start: _Point,
+    longest: float,
+    tolerance: float,
+    c1: float = 1e-4,
+    c2: float = 0.9,
+    most: int = 25,
 ) -> tuple[_Point, int]:
     """A point that satisfies the strong Wolfe conditions (Nocedal, Wright, algorithms 3.5 and 3.6), and how often ``at`` was called.
 
@@ -237,7 +243,13 @@ def _strong_wolfe(
 
 
 def _zoom(
-    at: Callable[[float], _Point], bracket: list[_Point], origin: _Point, longest: float, tolerance: float, c: tuple[float, float], most: int
+    at: Callable[[float], _Point],
+    bracket: list[_Point],
+    origin: _Point,
+    longest: float,
+    tolerance: float,
+    c: tuple[float, float],
+    most: int,
 ) -> tuple[_Point, int]:
     """Shrink a bracket (its lower end first) until its lower end will do."""
     low, high = bracket

@@ -37,7 +37,8 @@ class Muon(Stepper):
         check(momentum >= 0.0, f"momentum should be >= 0 but is: {momentum}")
         check(weight_decay >= 0.0, f"weight decay should be >= 0 but is: {weight_decay}")
         check(
-            adjust_lr_fn in (None, "original", "match_rms_adamw"), f"Adjust learning rate function {adjust_lr_fn} is not supported"
+            adjust_lr_fn in (None, "original", "match_rms_adamw"),
+            f"Adjust learning rate function {adjust_lr_fn} is not supported",
         )
         check(ns_steps < 100, "Number of steps must be less than 100 for computational efficiency")
         check(len(ns_coefficients) == 3, "Coefficients must be a tuple of exactly 3 values")

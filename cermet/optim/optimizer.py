@@ -18,11 +18,13 @@ from typing import Any
 from cermet import dtypes as dt
 from cermet.devices import cpu
 from cermet.frontend.autograd import Mode
-from cermet.frontend.core import TensorBase, apply, data_tensor, new_tensor, node_of, scalar_tensor, write
+from cermet.frontend.core import TensorBase, data_tensor, new_tensor, node_of, on_recorded, scalar_tensor, write
 from cermet.frontend.tensor import RemovableHandle
+from cermet.graph.node import Node, meta
 from cermet.lazy.evaluate import realize
-from cermet.lazy.record import scalar_node
-from cermet.ops.define import OpDef
+from cermet.lazy.record import local, record, scalar_node, user_location
+from cermet.ops.define import OpDef, getitem
+from cermet.ops.leaf import item
 from cermet.runtime.buffer import Buffer
 
 __all__ = ["Optimizer", "register_optimizer_step_post_hook", "register_optimizer_step_pre_hook", "required"]
@@ -329,6 +331,8 @@ def _adapted(p: Any, value: Any, key: Any = None) -> Any:
 class Stepper(Optimizer):
     """An optimizer whose step updates each group by `_update`, and ends with one evaluation of everything that is pending and held."""
 
+    _where: Any = None
+
     def _update(self, group: dict[str, Any], params: list[Any]) -> None:
         """Record the update of the parameters of one group; all have gradients."""
         raise NotImplementedError
@@ -344,6 +348,7 @@ class Stepper(Optimizer):
             with Mode(True):
                 loss = closure()
         updated: list[Any] = []
+        self._where = user_location()
         with Mode(bool(self.defaults.get("differentiable"))):
             for group in self.param_groups:
                 params = [p for p in group["params"] if p.grad is not None]
@@ -354,20 +359,45 @@ class Stepper(Optimizer):
         realize([node_of(p) for p in updated])
         return loss
 
-    def _record(self, op: OpDef, tensors: tuple[Any, ...], attrs: tuple[Any, ...] = ()) -> tuple[Any, ...]:
-        """The results of an update op; by its decomposition where gradients shall flow through the update."""
+    def _apply(self, op: OpDef, attrs: tuple[Any, ...], kept: tuple[Any, ...], numbers: tuple[Any, ...]) -> None:
+        """Record an update op of (parameter, gradient, states, numbers) and make its results the values of ``kept``: parameter and states.
+
+        This is the hot path of a step: it records nodes as `frontend.core.apply` does, without tensors around values that nobody sees.
+        """
+        p, *states = kept
         if self.defaults.get("differentiable"):
+            # Gradients shall flow through the update: record what it is made of, which has gradients.
             assert op.decompose is not None
-            out = op.decompose(*tensors, **dict(zip(op.attrs, attrs, strict=True)))
+            out = op.decompose(p, p.grad, *states, *numbers, **dict(zip(op.attrs, attrs, strict=True)))
+            assign(kept, out if isinstance(out, tuple) else (out,))
+            return
+        inputs = (node_of(p), node_of(p.grad), *[node_of(t) for t in states], *[t._node for t in numbers])
+        metas = tuple([n.meta for n in inputs])
+        call = op.calls.get((attrs, metas)) or op.call_for(attrs, metas)
+        tape = local.tape
+        node = record(tape, call, inputs, self._where)
+        if call.outs is None:
+            _put(p, node)
         else:
-            out = apply(op, tensors, attrs)
-        return out if isinstance(out, tuple) else (out,)
+            for i, t in enumerate(kept):
+                pick = item.calls.get((call, i)) or getitem(node, i).call
+                _put(t, record(tape, pick, (node,), self._where))
+        tape.nbytes += sum([t._node.meta.nbytes for t in kept])
+        on_recorded(tape, node)
 
     def _number(self, value: Any) -> Any:
         """An option that may be a tensor as a number (as it is, where gradients shall flow into it)."""
         if isinstance(value, TensorBase) and not self.defaults.get("differentiable"):
             return value.item()  # type: ignore[attr-defined]
         return value
+
+
+def _put(t: Any, node: Node) -> None:
+    """Make a node of its meta the new value of a tensor, under no_grad."""
+    if t._alias is None:
+        t._node = node
+    else:
+        write(t, new_tensor(node))
 
 
 def assign(targets: Sequence[Any], values: Sequence[Any]) -> None:
@@ -388,6 +418,9 @@ def filled(like: Any, value: float, shape: tuple[int, ...] | None = None) -> Any
     return data_tensor(m, buffer)
 
 
+_COUNTER = meta((), dt.float32, cpu)
+
+
 def counter(value: float = 0.0) -> Any:
     """A number that state dicts hold as a float32 tensor of no dimension, as PyTorch keeps step counts."""
     return scalar_tensor(float(value), dt.float32, cpu)
@@ -404,9 +437,9 @@ def number_of(value: Any) -> float:
 def set_number(state: dict[str, Any], name: str, value: float) -> None:
     """Put a number into the counter ``name``, keeping the tensor that users may hold."""
     t = state.get(name)
-    if isinstance(t, TensorBase) and t._fn is None and t._node.meta.numel == 1:
+    if isinstance(t, TensorBase) and t._node.meta is _COUNTER:
         with Mode(False):
-            write(t, new_tensor(scalar_node(value, dt.float32, cpu)))
+            _put(t, scalar_node(value, dt.float32, cpu))
     else:
         state[name] = counter(value)
 

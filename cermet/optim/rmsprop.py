@@ -60,7 +60,7 @@ class RMSprop(Stepper):
                 values = widened(p, gradient_of(p, group["maximize"]), *kept[1:])
                 assign(kept, _centered(*values, *numbers, keep, decays=group["weight_decay"] != 0))
             else:
-                assign(kept, self._record(op, (p, p.grad, *kept[1:], *numbers), (centered, momentum, bool(group["maximize"]))))
+                self._apply(op, (centered, momentum, bool(group["maximize"])), tuple(kept), numbers)
 
     def _born(self, p: Any, centered: bool, momentum: bool) -> dict[str, Any]:
         state = self.state[p]

@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from cermet.ops.public import PUBLIC
-from cermet.optim.optimizer import Params, Stepper, advance, assign, check, check_lr, counter, filled, gradient_of, scalars, widened
+from cermet.optim.optimizer import (
+    Params,
+    Stepper,
+    advance,
+    assign,
+    check,
+    check_lr,
+    counter,
+    filled,
+    gradient_of,
+    scalars,
+    widened,
+)
 
 __all__ = ["Rprop"]
 

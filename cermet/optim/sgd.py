@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cermet.ops.optimizers import sgd_momentum_step, sgd_step
-from cermet.optim.optimizer import Params, Stepper, assign, check, check_lr, check_modes, filled, scalars
+from cermet.optim.optimizer import Params, Stepper, check, check_lr, check_modes, filled, scalars
 
 __all__ = ["SGD"]
 
@@ -51,7 +51,6 @@ class SGD(Stepper):
             if first:
                 state["momentum_buffer"] = filled(p, 0)
             if mu:
-                v = state["momentum_buffer"]
-                assign((p, v), self._record(sgd_momentum_step, (p, p.grad, v, *numbers), attrs))
+                self._apply(sgd_momentum_step, attrs, (p, state["momentum_buffer"]), numbers)
             else:
-                assign((p,), self._record(sgd_step, (p, p.grad, *numbers), attrs))
+                self._apply(sgd_step, attrs, (p,), numbers)

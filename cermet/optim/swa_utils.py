@@ -17,7 +17,15 @@ from cermet.nn.normalization import _BatchNorm
 from cermet.optim.lr_scheduler.base import LRScheduler, per_group
 from cermet.optim.optimizer import Optimizer, check
 
-__all__ = ["SWALR", "AveragedModel", "get_ema_avg_fn", "get_ema_multi_avg_fn", "get_swa_avg_fn", "get_swa_multi_avg_fn", "update_bn"]
+__all__ = [
+    "SWALR",
+    "AveragedModel",
+    "get_ema_avg_fn",
+    "get_ema_multi_avg_fn",
+    "get_swa_avg_fn",
+    "get_swa_multi_avg_fn",
+    "update_bn",
+]
 
 
 def _number(x: Any) -> float:
@@ -186,15 +194,22 @@ class SWALR(LRScheduler):
     """
 
     def __init__(
-        self, optimizer: Optimizer, swa_lr: float | list[float], anneal_epochs: int = 10, anneal_strategy: str = "cos", last_epoch: int = -1
+        self,
+        optimizer: Optimizer,
+        swa_lr: float | list[float],
+        anneal_epochs: int = 10,
+        anneal_strategy: str = "cos",
+        last_epoch: int = -1,
     ) -> None:
         for value, group in zip(per_group("swa_lr", optimizer, swa_lr), optimizer.param_groups, strict=True):
             group["swa_lr"] = value
         check(
-            anneal_strategy in ("cos", "linear"), f"anneal_strategy must be one of 'cos' or 'linear', instead got {anneal_strategy}"
+            anneal_strategy in ("cos", "linear"),
+            f"anneal_strategy must be one of 'cos' or 'linear', instead got {anneal_strategy}",
         )
         check(
-            isinstance(anneal_epochs, int) and anneal_epochs >= 0, f"anneal_epochs must be equal or greater than 0, got {anneal_epochs}"
+            isinstance(anneal_epochs, int) and anneal_epochs >= 0,
+            f"anneal_epochs must be equal or greater than 0, got {anneal_epochs}",
         )
         self._anneal_strategy = anneal_strategy
         self.anneal_epochs = anneal_epochs

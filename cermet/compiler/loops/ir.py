@@ -61,6 +61,13 @@ OTHER = ("const", "param", "var", "reg", "load", "select", "cast", "bitcast", "p
 # philox(key, counter, attr=word): word 0..3 of Philox-4x32-10 with 64-bit key and 64-bit counter (int64 operands), as int64 in
 # 0..2**32-1.
 OPS = frozenset(ARITHMETIC + INTEGER + COMPARE + FLOAT + MATH + OTHER)
+# Operations dearer than one instruction, in rough instructions: the lengths of their polynomials, more or less.
+COST = {
+    "div": 6, "sqrt": 6, "rsqrt": 8, "fmod": 20, "idiv": 12, "imod": 12, "tdiv": 12, "trem": 12, "philox": 60,
+    "exp": 12, "exp2": 10, "expm1": 16, "log": 14, "log2": 14, "log10": 14, "log1p": 16, "sin": 20, "cos": 20, "tan": 28,
+    "asin": 18, "acos": 18, "atan": 18, "atan2": 26, "sinh": 20, "cosh": 20, "tanh": 18, "asinh": 24, "acosh": 24, "atanh": 20,
+    "erf": 22, "erfc": 26, "erfinv": 40, "lgamma": 60, "digamma": 60, "pow": 45,
+}  # fmt: skip
 
 
 class Expr:
@@ -185,6 +192,8 @@ class Param:
 
 @dataclass(eq=False)
 class For:
+    """A loop of ``extent`` iterations over ``var``."""
+
     var: Var
     extent: Expr
     body: list[Stmt]
@@ -204,12 +213,16 @@ class Store:
 
 @dataclass(eq=False)
 class Define:
+    """Make a register with a first value."""
+
     reg: Register
     init: Expr
 
 
 @dataclass(eq=False)
 class Assign:
+    """Overwrite a register."""
+
     reg: Register
     value: Expr
 
@@ -228,6 +241,8 @@ class Reduce:
 
 @dataclass(eq=False)
 class Guard:
+    """Run ``body`` where a lane-uniform condition holds."""
+
     condition: Expr
     body: list[Stmt]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from cermet.compiler.schedule.cost import cost_of
 from cermet.compiler.schedule.index import Dim, Idx, delinearize, linearize, var
 from cermet.compiler.schedule.layout import fast_dim
 from cermet.compiler.schedule.movement import pull_index
@@ -25,11 +26,6 @@ INLINE_COST = 40
 STREAMED = 16384  # elements past which a value does not stay in the nearest cache between two passes over it
 SIDE_BY_SIDE = 16  # how many of the latest groups a reduction looks at for company
 LOOP_KINDS = frozenset(("elementwise", "reduce", "gather"))
-# Rough costs in instructions of elementwise ops that are dearer than one.
-COSTS = {
-    "div": 6, "sqrt": 6, "rsqrt": 8, "exp": 12, "exp2": 10, "expm1": 16, "log": 14, "log2": 14, "log10": 14, "log1p": 16, "sin": 20,
-    "cos": 20, "tan": 28, "tanh": 18, "sigmoid": 16, "erf": 22, "erfc": 26, "pow": 45, "philox": 60, "remainder": 12,
-}  # fmt: skip
 
 
 def source_of(n: Node) -> Node:
@@ -389,7 +385,7 @@ def _costs(order: Sequence[Node]) -> dict[Node, int]:
         if is_leaf(n) or n.call.op.kind == "movement":
             continue
         if n.call.op.kind == "elementwise":
-            total = COSTS.get(n.call.op.name, 1)
+            total = cost_of(n.call)
             loads = 0
             for x in n.inputs:
                 s = source_of(x)

@@ -157,6 +157,8 @@ def delinearize(position: Idx, shape: Sequence[int], split: bool = True) -> tupl
     Raises:
         NeedSplit: where splitting a variable would make it affine (only with ``split``).
     """
+    if 0 in shape:  # there is no element to find
+        return (ZERO,) * len(shape)
     out: list[Idx] = []
     for k in range(len(shape) - 1, -1, -1):
         size = shape[k]

@@ -16,8 +16,9 @@ from cermet import dtypes as dt
 from cermet.compiler.loops import ir
 from cermet.compiler.loops.build import builder
 from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, Reduce, Register, Store, Var
+from cermet.compiler.schedule.cost import cost_of
 from cermet.compiler.schedule.domain import Axes, Class, atoms_of, coefficient, merge, ordered, rigid_dims
-from cermet.compiler.schedule.fuse import COSTS, Group
+from cermet.compiler.schedule.fuse import Group
 from cermet.compiler.schedule.index import Idx, NeedSplit, delinearize, linearize
 from cermet.compiler.schedule.tree import Dynamic, Tree, Trees
 from cermet.compiler.schedule.writer import Binding, Env, Writer, rounded
@@ -78,6 +79,8 @@ def lower_group(
         evaluated: nodes the group computes; stored: those written to memory (of all groups).
         strides_of: element strides of a value that is in memory.
     """
+    if all(n.meta.numel == 0 for n in group.nodes if n in evaluated and n in stored):
+        return []
     axes = Axes(group.domain)
     split = True
     for _ in range(24):
@@ -208,7 +211,7 @@ class _Lowering:
 
     def _cost(self) -> int:
         """Rough instructions per element."""
-        return sum(COSTS.get(n.call.op.name, 1) for n in self.own) + 1
+        return sum(cost_of(n.call) for n in self.own) + 1
 
     def _grain(self, elements: int) -> int:
         """Blocks that make about 20 microseconds of work."""

@@ -122,7 +122,9 @@ class LRScheduler:
     def get_lr(self) -> list[Any]:
         """The rates that a step to ``last_epoch`` sets; for the current ones use `get_last_lr`."""
         if not self._get_lr_called_within_step:
-            warnings.warn("To get the last learning rate computed by the scheduler, please use `get_last_lr()`.", UserWarning, stacklevel=2)
+            warnings.warn(
+                "To get the last learning rate computed by the scheduler, please use `get_last_lr()`.", UserWarning, stacklevel=2
+            )
         return self._rates()
 
     def _rates(self) -> list[Any]:

@@ -24,7 +24,9 @@ class LambdaLR(LRScheduler):
         ValueError: for a list of another length than the groups.
     """
 
-    def __init__(self, optimizer: Optimizer, lr_lambda: Callable[[int], float] | list[Callable[[int], float]], last_epoch: int = -1) -> None:
+    def __init__(
+        self, optimizer: Optimizer, lr_lambda: Callable[[int], float] | list[Callable[[int], float]], last_epoch: int = -1
+    ) -> None:
         count = len(optimizer.param_groups)
         if not isinstance(lr_lambda, list | tuple):
             self.lr_lambdas = [lr_lambda] * count
@@ -136,7 +138,12 @@ class LinearLR(LRScheduler):
     """
 
     def __init__(
-        self, optimizer: Optimizer, start_factor: float = 1.0 / 3, end_factor: float = 1.0, total_iters: int = 5, last_epoch: int = -1
+        self,
+        optimizer: Optimizer,
+        start_factor: float = 1.0 / 3,
+        end_factor: float = 1.0,
+        total_iters: int = 5,
+        last_epoch: int = -1,
     ) -> None:
         check(0 < start_factor <= 1.0, "Starting multiplicative factor expected to be greater than 0 and less or equal to 1.")
         check(0 <= end_factor <= 1.0, "Ending multiplicative factor expected to be between 0 and 1.")

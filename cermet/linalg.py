@@ -1,0 +1,5 @@
+"""`cermet.linalg`: linear algebra, derived from the op records."""
+
+from cermet.frontend.attach import functions as _functions
+
+globals().update(_functions("linalg"))
