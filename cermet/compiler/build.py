@@ -162,7 +162,7 @@ def _place(calls: list[Call], outputs: set[Node], results: set[Node]) -> tuple[d
             if m.buffer is None and n not in outputs and life.last.get(m) == k and m not in outputs and life.first.get(n) == k:
                 heir[n] = m
                 given.add(m)
-            elif m.buffer is not None and m not in results and n in outputs and life.leaf_last.get(m) == k and last_check < 0:
+            elif m.buffer is not None and m not in results and n in outputs and life.leaf_last.get(m) == k and k > last_check:
                 donations.append((n, m))
     births: list[list[tuple[Any, int]]] = [[] for _ in calls]
     deaths: list[list[Any]] = [[] for _ in calls]

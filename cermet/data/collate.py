@@ -36,8 +36,8 @@ def default_convert(data: Any) -> Any:
 
 
 def default_collate(batch: Any) -> Any:
-    """Samples stacked: tensors, arrays and numbers into tensors with a first dimension for the batch; dicts, tuples and lists element by
-    element (tuples become lists); strings stay a list.
+    """Samples stacked: tensors, arrays and numbers into tensors with a first dimension for the batch; dicts, tuples and lists
+    element by element (tuples become lists); strings stay a list.
 
     Raises:
         RuntimeError: when tensors differ in shape, or lists in length. TypeError: for elements of other types.
@@ -72,7 +72,8 @@ def _refusal(what: Any) -> str:
 
 
 def _stack(tensors: Sequence[Any]) -> Any:
-    """Stacked tensors: computed at once where no gradient flows through them, since a recorded stack of a thousand leaves is slow to record."""
+    """Stacked tensors: computed at once where no gradient flows through them, since a recorded stack of a thousand leaves is slow
+    to record."""
     if any(fn_of(t) is not None for t in tensors):
         return PUBLIC[("", "stack")].fn(tensors, 0)
     nodes = [node_of(t) for t in tensors]

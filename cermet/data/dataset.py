@@ -18,15 +18,16 @@ from cermet.lazy.evaluate import array_of
 from cermet.runtime.buffer import Buffer
 
 __all__ = [
-    "ChainDataset", "ConcatDataset", "Dataset", "IterableDataset", "StackDataset", "Subset", "TensorDataset", "batch_function", "random_split",
+    "ChainDataset", "ConcatDataset", "Dataset", "IterableDataset", "StackDataset", "Subset", "TensorDataset", "batch_function",
+    "random_split",
 ]  # fmt: skip
 
 T_co = TypeVar("T_co", covariant=True)
 
 
 class Dataset(Generic[T_co]):
-    """Maps keys to samples. Subclasses define ``__getitem__``, mostly ``__len__``, and perhaps ``__getitems__(indices)``, which gives the list
-    of several samples at once."""
+    """Maps keys to samples. Subclasses define ``__getitem__``, mostly ``__len__``, and perhaps ``__getitems__(indices)``, which
+    gives the list of several samples at once."""
 
     def __getitem__(self, index: Any) -> T_co:
         raise NotImplementedError("Subclasses of Dataset should implement __getitem__.")
@@ -66,13 +67,15 @@ class TensorDataset(Dataset[tuple[Any, ...]]):
         return len(self.tensors[0])
 
     def _rows(self, indices: Sequence[int]) -> list[Any]:
-        """What ``default_collate`` makes of the samples at ``indices``: one gather for each tensor instead of a row for each sample."""
+        """What ``default_collate`` makes of the samples at ``indices``: one gather for each tensor instead of a row for each
+        sample."""
         where = np.asarray(indices, dtype=np.int64)
         return [gathered(t, where) for t in self.tensors]
 
 
 def gathered(t: Any, where: np.ndarray) -> Any:
-    """Rows of a tensor; computed at once (a batch is data for the step's program, no part of it), unless gradients flow through it.
+    """Rows of a tensor; computed at once (a batch is data for the step's program, no part of it), unless gradients flow through
+    it.
 
     Raises:
         IndexError: for a row that is not there.
@@ -222,8 +225,8 @@ class Subset(Dataset[T_co]):
 
 
 def batch_function(dataset: Any) -> Callable[[Sequence[int]], Any] | None:
-    """A function that makes a collated batch of ``indices`` without making the samples, where the dataset is known to mean that: a
-    `TensorDataset`, or a `Subset` of one, whose ways to samples no subclass has changed."""
+    """A function that makes a collated batch of ``indices`` without making the samples, where the dataset is known to mean that:
+    a `TensorDataset`, or a `Subset` of one, whose ways to samples no subclass has changed."""
     kind = type(dataset)
     if isinstance(dataset, TensorDataset):
         known = kind.__getitem__ is TensorDataset.__getitem__ and not hasattr(kind, "__getitems__")
@@ -237,7 +240,8 @@ def batch_function(dataset: Any) -> Callable[[Sequence[int]], Any] | None:
 
 
 def random_split(dataset: Any, lengths: Sequence[int | float], generator: Any = None) -> list[Subset[Any]]:
-    """Disjoint random subsets of given lengths, or of given fractions that sum up to 1 (what rounding leaves goes to the first ones).
+    """Disjoint random subsets of given lengths, or of given fractions that sum up to 1 (what rounding leaves goes to the first
+    ones).
 
     Raises:
         ValueError: for a fraction outside [0, 1], and when the lengths do not sum up to that of the dataset.

@@ -46,8 +46,9 @@ class DataLoader:
         sampler, batch_sampler: where the indices, or lists of them, come from instead.
         collate_fn: makes a batch of a list of samples (`default_collate`; without batches `default_convert` of a sample).
         drop_last: leave out a last batch that is not full. generator: where the random order comes from.
-        num_workers: 0: more are not there yet. timeout, worker_init_fn, multiprocessing_context, prefetch_factor, persistent_workers, in_order: of
-            worker processes. pin_memory, pin_memory_device: accepted, without effect: there is no other memory.
+        num_workers: 0: more are not there yet. timeout, worker_init_fn, multiprocessing_context, prefetch_factor,
+            persistent_workers, in_order: of worker processes. pin_memory, pin_memory_device: accepted, without effect: there is
+            no other memory.
 
     Raises:
         ValueError: for arguments that exclude each other. NotImplementedError: for ``num_workers`` above 0.
@@ -60,10 +61,11 @@ class DataLoader:
     _initialized = False
 
     def __init__(
-        self, dataset: Any, batch_size: int | None = 1, shuffle: bool | None = None, sampler: Any = None, batch_sampler: Any = None,
-        num_workers: int = 0, collate_fn: Callable[[Any], Any] | None = None, pin_memory: bool = False, drop_last: bool = False,
-        timeout: float = 0, worker_init_fn: Callable[[int], None] | None = None, multiprocessing_context: Any = None, generator: Any = None,
-        *, prefetch_factor: int | None = None, persistent_workers: bool = False, pin_memory_device: str = "", in_order: bool = True,
+        self, dataset: Any, batch_size: int | None = 1, shuffle: bool | None = None, sampler: Any = None,
+        batch_sampler: Any = None, num_workers: int = 0, collate_fn: Callable[[Any], Any] | None = None, pin_memory: bool = False,
+        drop_last: bool = False, timeout: float = 0, worker_init_fn: Callable[[int], None] | None = None,
+        multiprocessing_context: Any = None, generator: Any = None, *, prefetch_factor: int | None = None,
+        persistent_workers: bool = False, pin_memory_device: str = "", in_order: bool = True,
     ) -> None:  # fmt: skip
         _check_workers(num_workers, timeout, prefetch_factor, persistent_workers, multiprocessing_context)
         self.dataset = dataset

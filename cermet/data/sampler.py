@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from cermet.data.numbers import numbers, seeded
-from cermet.frontend.core import TensorBase, node_of
-from cermet.frontend.interop import as_tensor
 from cermet.dtypes import float64
+from cermet.frontend.core import node_of
+from cermet.frontend.interop import as_tensor
 from cermet.lazy.evaluate import array_of
 
 __all__ = [
-    "BatchSampler", "DistributedSampler", "RandomSampler", "Sampler", "SequentialSampler", "SubsetRandomSampler", "WeightedRandomSampler",
+    "BatchSampler", "DistributedSampler", "RandomSampler", "Sampler", "SequentialSampler", "SubsetRandomSampler",
+    "WeightedRandomSampler",
 ]  # fmt: skip
 
 T_co = TypeVar("T_co", covariant=True)
@@ -43,7 +44,8 @@ class SequentialSampler(Sampler[int]):
 
 
 class RandomSampler(Sampler[int]):
-    """All indices in random order, or with ``replacement`` each drawn from all. ``num_samples`` may be more or fewer than there are.
+    """All indices in random order, or with ``replacement`` each drawn from all. ``num_samples`` may be more or fewer than there
+    are.
 
     Raises:
         TypeError: unless ``replacement`` is a bool. ValueError: unless ``num_samples`` is a positive integer.
@@ -171,8 +173,8 @@ class BatchSampler(Sampler[list[int]]):
 
 
 class DistributedSampler(Sampler[Any]):
-    """The share of one of several processes: every ``num_replicas``-th index from ``rank`` on. Call ``set_epoch`` before each epoch for another
-    order.
+    """The share of one of several processes: every ``num_replicas``-th index from ``rank`` on. Call ``set_epoch`` before each
+    epoch for another order.
 
     Args:
         drop_last: leave the last indices out so that shares are equal; otherwise the first ones come again.

@@ -1,7 +1,7 @@
 """Reading the state dicts that ``torch.save`` writes: a zip of one pickle and raw storages.
 
-The pickle is read by an interpreter of its own, which knows the few instructions and names that tensors and containers need; anything else is
-refused before it can do anything. Nothing that a file names is ever imported.
+The pickle is read by an interpreter of its own, which knows the few instructions and names that tensors and containers need;
+anything else is refused before it can do anything. Nothing that a file names is ever imported.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from cermet.frontend.tensor import Size
 __all__ = ["load_pt"]
 
 _STORAGES = {
-    "FloatStorage": dt.float32, "DoubleStorage": dt.float64, "HalfStorage": dt.float16, "BFloat16Storage": dt.bfloat16, "LongStorage": dt.int64,
-    "IntStorage": dt.int32, "ShortStorage": dt.int16, "CharStorage": dt.int8, "ByteStorage": dt.uint8, "BoolStorage": dt.bool,
+    "FloatStorage": dt.float32, "DoubleStorage": dt.float64, "HalfStorage": dt.float16, "BFloat16Storage": dt.bfloat16,
+    "LongStorage": dt.int64, "IntStorage": dt.int32, "ShortStorage": dt.int16, "CharStorage": dt.int8, "ByteStorage": dt.uint8,
+    "BoolStorage": dt.bool,
 }  # fmt: skip
 _TORCH_DTYPES = {d.name: d for d in dt.ALL}
 
@@ -67,10 +68,11 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
     dispatch = {
         getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]]  # type: ignore[attr-defined]
         for name in (
-            "PROTO", "FRAME", "MARK", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4",
-            "FLOAT", "BINFLOAT", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
-            "EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_SET", "ADDITEMS", "GET", "BINGET",
-            "LONG_BINGET", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "BINPERSID", "REDUCE", "BUILD",
+            "PROTO", "FRAME", "MARK", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG",
+            "LONG1", "LONG4", "FLOAT", "BINFLOAT", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "EMPTY_TUPLE",
+            "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_DICT", "DICT", "SETITEM",
+            "SETITEMS", "EMPTY_SET", "ADDITEMS", "GET", "BINGET", "LONG_BINGET", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE",
+            "GLOBAL", "STACK_GLOBAL", "BINPERSID", "REDUCE", "BUILD",
         )
     }  # fmt: skip
 
@@ -138,10 +140,10 @@ def _names(swap: bool) -> dict[tuple[str, str], Any]:
 
     known: dict[tuple[str, str], Any] = {
         ("collections", "OrderedDict"): OrderedDict, ("collections", "Counter"): Counter, ("collections", "defaultdict"): mapping,
-        ("builtins", "set"): set, ("builtins", "int"): int, ("builtins", "float"): float, ("torch", "Size"): Size, ("torch", "device"): _device,
-        ("torch._utils", "_rebuild_tensor_v2"): tensor, ("torch._utils", "_rebuild_tensor_v3"): tensor_of,
-        ("torch._utils", "_rebuild_parameter"): parameter, ("torch.storage", "UntypedStorage"): _Kind(None),
-        ("torch", "UntypedStorage"): _Kind(None),
+        ("builtins", "set"): set, ("builtins", "int"): int, ("builtins", "float"): float, ("torch", "Size"): Size,
+        ("torch", "device"): _device, ("torch._utils", "_rebuild_tensor_v2"): tensor,
+        ("torch._utils", "_rebuild_tensor_v3"): tensor_of, ("torch._utils", "_rebuild_parameter"): parameter,
+        ("torch.storage", "UntypedStorage"): _Kind(None), ("torch", "UntypedStorage"): _Kind(None),
     }  # fmt: skip
     known.update({("torch", name): _Kind(d) for name, d in _STORAGES.items()})
     known.update({("torch", name): d for name, d in _TORCH_DTYPES.items()})
@@ -157,7 +159,8 @@ def load_pt(file: io.BytesIO, name: str) -> Any:
     """What ``torch.save`` wrote to a zip file; tensors that shared a storage come back as copies.
 
     Raises:
-        RuntimeError: for a damaged file or one of another kind. pickle.UnpicklingError: where it holds more than tensors and containers.
+        RuntimeError: for a damaged file or one of another kind. pickle.UnpicklingError: where it holds more than tensors and
+            containers.
     """
     try:
         with zipfile.ZipFile(file) as archive:

@@ -1,7 +1,8 @@
 """Saving and loading state dicts: safetensors with a JSON description of the structure, never pickle.
 
-A file holds the tensors under readable names, so that any reader of safetensors finds them, and in its metadata how they were nested in dicts,
-lists and tuples with numbers and texts between them. State dicts that PyTorch wrote (`.pt`, `.pth`) are read by `cermet.io.pt`.
+A file holds the tensors under readable names, so that any reader of safetensors finds them, and in its metadata how they were
+nested in dicts, lists and tuples with numbers and texts between them. State dicts that PyTorch wrote (`.pt`, `.pth`) are read by
+`cermet.io.pt`.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from cermet.frontend.core import TensorBase, fn_of, node_of
 from cermet.frontend.gradients import Accumulate
 from cermet.frontend.interop import from_array
 from cermet.frontend.tensor import Size
-from cermet.lazy.evaluate import array_of, realize
 from cermet.io.pt import load_pt
+from cermet.lazy.evaluate import array_of, realize
 
 __all__ = ["load", "save"]
 
 _STRUCTURE = "cermet.structure"
 _DTYPES = {
-    "BOOL": dt.bool, "U8": dt.uint8, "I8": dt.int8, "I16": dt.int16, "I32": dt.int32, "I64": dt.int64, "F16": dt.float16, "BF16": dt.bfloat16,
-    "F32": dt.float32, "F64": dt.float64,
+    "BOOL": dt.bool, "U8": dt.uint8, "I8": dt.int8, "I16": dt.int16, "I32": dt.int32, "I64": dt.int64, "F16": dt.float16,
+    "BF16": dt.bfloat16, "F32": dt.float32, "F64": dt.float64,
 }  # fmt: skip
 _DICTS: dict[str, type[dict[Any, Any]]] = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter}
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
@@ -53,8 +54,9 @@ def _library() -> Any:
 def save(obj: Any, f: Any, *_: Any, **__: Any) -> None:
     """Write a state dict: a tensor, or dicts, lists and tuples of tensors, numbers, texts, None, dtypes, devices and sizes.
 
-    A file is written beside its final place and moved there when it is complete: whoever looks sees the old one or the new one. Tensors are
-    stored by value (a view is stored as what it shows); the same tensor twice is stored once. Dicts of other classes come back as plain dicts.
+    A file is written beside its final place and moved there when it is complete: whoever looks sees the old one or the new one.
+    Tensors are stored by value (a view is stored as what it shows); the same tensor twice is stored once. Dicts of other classes
+    come back as plain dicts.
 
     Args:
         f: a path, or an open binary file. Further arguments of ``torch.save`` are accepted, without effect.
@@ -97,7 +99,8 @@ def _write_file(path: str, write: Any) -> None:
 class _Writer:
     """Names tensors and describes the structure around them.
 
-    Plain JSON stands for texts, finite numbers, booleans and None; everything else is an object of one letter that names its kind.
+    Plain JSON stands for texts, finite numbers, booleans and None; everything else is an object of one letter that names its
+    kind.
     """
 
     def __init__(self) -> None:
@@ -185,7 +188,8 @@ def load(
     mmap: bool | None = None,
     **_: Any,
 ) -> Any:
-    """Read what `save` wrote, a safetensors file of anybody's (as a flat dict), or a state dict that PyTorch wrote. No code in a file is ever run.
+    """Read what `save` wrote, a safetensors file of anybody's (as a flat dict), or a state dict that PyTorch wrote. No code in a
+    file is ever run.
 
     Args:
         f: a path, or an open binary file. map_location, mmap: accepted; tensors come to the CPU.
@@ -274,7 +278,7 @@ def _decode(x: Any, tensors: dict[str, Any]) -> Any:
     if kind == "f":
         return float(value)
     if kind == "y":
-        return next(d for d in dt.ALL if d.name == value)
+        return {d.name: d for d in dt.ALL}[value]
     if kind == "v":
         return Device(value)
     return {"l": list, "u": tuple, "z": Size, "s": set}[kind]([_decode(v, tensors) for v in value])

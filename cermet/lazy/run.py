@@ -19,7 +19,7 @@ from cermet.compiler.llvm.target import host
 from cermet.graph.node import Node
 from cermet.lazy.record import Tape, describe_location
 from cermet.runtime.buffer import Buffer
-from cermet.runtime.program import Launch, Pointer, Program, ScalarArg
+from cermet.runtime.program import Gate, Launch, Pointer, Program, ScalarArg
 
 __all__ = ["Compiled", "clear_programs", "counters", "run_tape"]
 
@@ -188,10 +188,13 @@ def _assemble(tape: Tape, nodes: list[Node], wanted: list[Node], schedule: Sched
         for final, leaf in schedule.donations:
             out.donations.append((output_of[final], -1 - numbers[leaf], uses.get(leaf, 0)))
     status = count + len(out.outputs) + 1
-    launches = []
-    for call, code in zip(schedule.calls, codes, strict=True):
+    launches: list[Launch] = []
+    last_check = max([k for k, c in enumerate(schedule.calls) if any(a[0] == "status" for a in c.args)], default=-1)
+    for k, (call, code) in enumerate(zip(schedule.calls, codes, strict=True)):
         args = [_argument(a, base_of, scalar_of, schedule.offsets, status) for a in call.args]
         launches.append(Launch(code.address, args, call.blocks, call.grain, call.scratch, code, call.name))
+        if k == last_check and schedule.donations:
+            launches.append(Gate(Pointer(status, 0)))  # bad data must be noticed before leaves are overwritten
     out.program = Program(launches, status if out.has_status else status - 1, kinds, schedule.arena_bytes)
     out.names = [c.name for c in schedule.calls]
     return out

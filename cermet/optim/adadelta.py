@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from cermet.optim.optimizer import (
-    Params, Stepper, advance, assign, check, check_lr, counter, filled, gradient_of, scalars, widened,
+    Params,
+    Stepper,
+    advance,
+    assign,
+    check,
+    check_lr,
+    counter,
+    filled,
+    gradient_of,
+    scalars,
+    widened,
 )  # fmt: skip
 
 __all__ = ["Adadelta"]
@@ -19,8 +29,8 @@ class Adadelta(Stepper):
     """
 
     def __init__(
-        self, params: Params, lr: Any = 1.0, rho: float = 0.9, eps: float = 1e-6, weight_decay: float = 0, foreach: bool | None = None, *,
-        capturable: bool = False, maximize: bool = False, differentiable: bool = False,
+        self, params: Params, lr: Any = 1.0, rho: float = 0.9, eps: float = 1e-6, weight_decay: float = 0,
+        foreach: bool | None = None, *, capturable: bool = False, maximize: bool = False, differentiable: bool = False,
     ) -> None:  # fmt: skip
         check_lr(lr)
         check(0.0 <= rho <= 1.0, f"Invalid rho value: {rho}")

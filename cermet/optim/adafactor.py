@@ -12,10 +12,10 @@ __all__ = ["Adafactor"]
 
 
 class Adafactor(Stepper):
-    """Shazeer, Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost (arXiv:1804.04235), as PyTorch has it: without momentum, with
-    ``lr`` as an upper bound of the relative step ``min(lr, 1 / sqrt(t)) * max(eps[1], rms(p))``, decay of the second moment
-    ``1 - t^beta2_decay``, and updates clipped to a root mean square of ``d``. Parameters of two or more dimensions keep row and column means of the
-    squared gradient in place of all its elements.
+    """Shazeer, Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost (arXiv:1804.04235), as PyTorch has it:
+    without momentum, with ``lr`` as an upper bound of the relative step ``min(lr, 1 / sqrt(t)) * max(eps[1], rms(p))``, decay of
+    the second moment ``1 - t^beta2_decay``, and updates clipped to a root mean square of ``d``. Parameters of two or more
+    dimensions keep row and column means of the squared gradient in place of all its elements.
 
     Args:
         eps: regularisation of the squared gradient (None: the dtype's machine epsilon) and of the parameter's scale.
@@ -25,8 +25,8 @@ class Adafactor(Stepper):
     """
 
     def __init__(
-        self, params: Params, lr: Any = 1e-2, beta2_decay: float = -0.8, eps: tuple[float | None, float] = (None, 1e-3), d: float = 1.0,
-        weight_decay: float = 0.0, *, foreach: bool | None = None, maximize: bool = False,
+        self, params: Params, lr: Any = 1e-2, beta2_decay: float = -0.8, eps: tuple[float | None, float] = (None, 1e-3),
+        d: float = 1.0, weight_decay: float = 0.0, *, foreach: bool | None = None, maximize: bool = False,
     ) -> None:  # fmt: skip
         if isinstance(lr, TensorBase) and lr._node.meta.numel != 1:
             raise ValueError("Tensor lr must be 1-element")

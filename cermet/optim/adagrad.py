@@ -11,7 +11,8 @@ __all__ = ["Adagrad"]
 
 
 class Adagrad(Stepper):
-    """Duchi, Hazan, Singer, Adaptive Subgradient Methods (JMLR 12, 2011): ``s += g^2``, ``p -= lr / (1 + (t - 1) lr_decay) * g / (sqrt(s) + eps)``.
+    """Duchi, Hazan, Singer, Adaptive Subgradient Methods (JMLR 12, 2011): ``s += g^2``, ``p -= lr / (1 + (t - 1) lr_decay) * g /
+    (sqrt(s) + eps)``.
 
     Raises:
         ValueError: for negative options.

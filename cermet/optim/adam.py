@@ -10,7 +10,17 @@ import numpy as np
 from cermet.frontend.core import TensorBase
 from cermet.ops.optimizers import adam_step, amsgrad_step
 from cermet.optim.optimizer import (
-    Params, Stepper, advance, check, check_betas, check_lr, check_modes, counter, filled, number_of, scalars,
+    Params,
+    Stepper,
+    advance,
+    check,
+    check_betas,
+    check_lr,
+    check_modes,
+    counter,
+    filled,
+    number_of,
+    scalars,
 )  # fmt: skip
 
 __all__ = ["Adam"]
@@ -74,6 +84,6 @@ class Adam(Stepper):
 
 
 def rounded(beta: float, p: Any) -> float:
-    """A decay rate as the kernel sees it. It forms ``1 - beta`` from the rounded rate, so that bias corrections must come from it too, or
-    the moments and their corrections would disagree by 1e-5 in float32."""
+    """A decay rate as the kernel sees it. It forms ``1 - beta`` from the rounded rate, so that bias corrections must come from it
+    too, or the moments and their corrections would disagree by 1e-5 in float32."""
     return beta if p.dtype.name == "float64" else float(np.float32(beta))

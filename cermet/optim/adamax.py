@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from cermet.optim.optimizer import (
-    Params, Stepper, advance, assign, check, check_betas, check_lr, counter, filled, gradient_of, scalars, widened,
+    Params,
+    Stepper,
+    advance,
+    assign,
+    check,
+    check_betas,
+    check_lr,
+    counter,
+    filled,
+    gradient_of,
+    scalars,
+    widened,
 )  # fmt: skip
 
 __all__ = ["Adamax"]
@@ -19,8 +30,9 @@ class Adamax(Stepper):
     """
 
     def __init__(
-        self, params: Params, lr: Any = 2e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0,
-        foreach: bool | None = None, *, maximize: bool = False, differentiable: bool = False, capturable: bool = False,
+        self, params: Params, lr: Any = 2e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 0, foreach: bool | None = None, *, maximize: bool = False, differentiable: bool = False,
+        capturable: bool = False,
     ) -> None:  # fmt: skip
         check_lr(lr)
         check(eps >= 0.0, f"Invalid epsilon value: {eps}")

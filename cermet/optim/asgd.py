@@ -6,15 +6,28 @@ from typing import Any
 
 from cermet.ops.public import PUBLIC
 from cermet.optim.optimizer import (
-    Params, Stepper, advance, assign, check, check_lr, counter, filled, gradient_of, number_of, scalars, set_number, widened,
+    Params,
+    Stepper,
+    advance,
+    assign,
+    check,
+    check_lr,
+    counter,
+    filled,
+    gradient_of,
+    number_of,
+    scalars,
+    set_number,
+    widened,
 )  # fmt: skip
 
 __all__ = ["ASGD"]
 
 
 class ASGD(Stepper):
-    """Polyak, Juditsky, Acceleration of stochastic approximation by averaging (1992): gradient descent whose iterates after step ``t0`` are averaged
-    in ``state[p]["ax"]``; the rate falls as ``lr / (1 + lambd lr t)^alpha``, and ``lambd`` shrinks the parameter.
+    """Polyak, Juditsky, Acceleration of stochastic approximation by averaging (1992): gradient descent whose iterates after step
+    ``t0`` are averaged in ``state[p]["ax"]``; the rate falls as ``lr / (1 + lambd lr t)^alpha``, and ``lambd`` shrinks the
+    parameter.
 
     Raises:
         ValueError: for a negative learning rate or weight decay.
@@ -27,8 +40,8 @@ class ASGD(Stepper):
         check_lr(lr)
         check(weight_decay >= 0.0, f"Invalid weight_decay value: {weight_decay}")
         defaults = {
-            "lr": lr, "lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay, "foreach": foreach, "maximize": maximize,
-            "differentiable": differentiable, "capturable": capturable,
+            "lr": lr, "lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay, "foreach": foreach,
+            "maximize": maximize, "differentiable": differentiable, "capturable": capturable,
         }  # fmt: skip
         super().__init__(params, defaults)
 

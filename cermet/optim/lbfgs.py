@@ -16,14 +16,16 @@ __all__ = ["LBFGS"]
 
 
 class LBFGS(Optimizer):
-    """Limited-memory BFGS: Liu, Nocedal, On the limited memory BFGS method for large scale optimization (1989); after M. Schmidt's minFunc.
+    """Limited-memory BFGS: Liu, Nocedal, On the limited memory BFGS method for large scale optimization (1989); after M.
+    Schmidt's minFunc.
 
     It needs a closure, which it calls several times in a step, and takes one parameter group.
 
     Args:
         max_iter: iterations in a step. max_eval: calls of the closure in a step (default: ``max_iter * 5 / 4``).
         tolerance_grad, tolerance_change: when to stop: largest gradient, change of parameters or loss.
-        history_size: how many pairs of steps and gradient changes stand for the Hessian. line_search_fn: None or ``"strong_wolfe"``.
+        history_size: how many pairs of steps and gradient changes stand for the Hessian. line_search_fn: None or
+            ``"strong_wolfe"``.
 
     Raises:
         ValueError: for a negative learning rate, and for more than one group.
@@ -206,10 +208,12 @@ def _strong_wolfe(
     c2: float = 0.9,
     most: int = 25,
 ) -> tuple[_Point, int]:
-    """A point that satisfies the strong Wolfe conditions (Nocedal, Wright, algorithms 3.5 and 3.6), and how often ``at`` was called.
+    """A point that satisfies the strong Wolfe conditions (Nocedal, Wright, algorithms 3.5 and 3.6), and how often ``at`` was
+    called.
 
     Args:
-        start: loss, gradient and slope where the line begins, and the first step length to try. longest: largest element of the direction.
+        start: loss, gradient and slope where the line begins, and the first step length to try. longest: largest element of the
+            direction.
     """
     origin = start._replace(t=0.0)
     before, new = origin, at(start.t)

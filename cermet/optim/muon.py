@@ -12,15 +12,16 @@ __all__ = ["Muon"]
 
 
 class Muon(Stepper):
-    """Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024): momentum, whose matrix is replaced by the nearest orthogonal one
-    with a few Newton-Schulz steps. For matrices only; give biases, embeddings and heads to another optimizer.
+    """Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024): momentum, whose matrix is replaced by the
+    nearest orthogonal one with a few Newton-Schulz steps. For matrices only; give biases, embeddings and heads to another
+    optimizer.
 
     The Newton-Schulz steps are computed in float32 (PyTorch: bfloat16).
 
     Args:
         ns_coefficients: a, b, c of ``X <- a X + (b A + c A^2) X``, ``A = X X^T``. ns_steps: how many.
-        adjust_lr_fn: ``"original"`` (or None) scales by ``sqrt(max(1, rows / columns))``, ``"match_rms_adamw"`` by ``0.2 sqrt(max(rows, columns))``
-            (Moonshot, arXiv:2502.16982).
+        adjust_lr_fn: ``"original"`` (or None) scales by ``sqrt(max(1, rows / columns))``, ``"match_rms_adamw"`` by ``0.2
+            sqrt(max(rows, columns))`` (Moonshot, arXiv:2502.16982).
 
     Raises:
         ValueError: for options out of their range, and for parameters that are no matrices.
@@ -43,8 +44,8 @@ class Muon(Stepper):
         check(ns_steps < 100, "Number of steps must be less than 100 for computational efficiency")
         check(len(ns_coefficients) == 3, "Coefficients must be a tuple of exactly 3 values")
         defaults = {
-            "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov, "ns_coefficients": ns_coefficients,
-            "eps": eps, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn,
+            "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov,
+            "ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn,
         }  # fmt: skip
         super().__init__(params, defaults)
 

@@ -6,23 +6,37 @@ import math
 from typing import Any
 
 from cermet.optim.optimizer import (
-    Params, Stepper, advance, assign, check, check_betas, check_lr, counter, filled, gradient_of, number_of, scalars, set_number, widened,
+    Params,
+    Stepper,
+    advance,
+    assign,
+    check,
+    check_betas,
+    check_lr,
+    counter,
+    filled,
+    gradient_of,
+    number_of,
+    scalars,
+    set_number,
+    widened,
 )  # fmt: skip
 
 __all__ = ["NAdam"]
 
 
 class NAdam(Stepper):
-    """Dozat, Incorporating Nesterov Momentum into Adam (ICLR workshop 2016), with its schedule ``mu_t = beta1 (1 - 0.96^(t momentum_decay) / 2)``.
+    """Dozat, Incorporating Nesterov Momentum into Adam (ICLR workshop 2016), with its schedule ``mu_t = beta1 (1 - 0.96^(t
+    momentum_decay) / 2)``.
 
     Raises:
         ValueError: for options out of their range.
     """
 
     def __init__(
-        self, params: Params, lr: Any = 2e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0,
-        momentum_decay: float = 4e-3, decoupled_weight_decay: bool = False, *, foreach: bool | None = None, maximize: bool = False,
-        capturable: bool = False, differentiable: bool = False,
+        self, params: Params, lr: Any = 2e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 0, momentum_decay: float = 4e-3, decoupled_weight_decay: bool = False, *,
+        foreach: bool | None = None, maximize: bool = False, capturable: bool = False, differentiable: bool = False,
     ) -> None:  # fmt: skip
         check_lr(lr)
         check(eps >= 0.0, f"Invalid epsilon value: {eps}")

@@ -1,8 +1,9 @@
 """What all optimizers share: parameter groups, state, hooks, state dicts, and a step that ends with one evaluation.
 
-An update is recorded like any other arithmetic, so that forward pass, backward pass and update become one program. For that program to be
-the same in every step, the first one included, states are born as values in memory (not as recorded zeros), parameters are computed when
-they are given to an optimizer, and every number that may change (learning rate, step count, decay) enters as a run-time scalar.
+An update is recorded like any other arithmetic, so that forward pass, backward pass and update become one program. For that
+program to be the same in every step, the first one included, states are born as values in memory (not as recorded zeros),
+parameters are computed when they are given to an optimizer, and every number that may change (learning rate, step count, decay)
+enters as a run-time scalar.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ Hook = Callable[..., Any]
 _global_pre_hooks: OrderedDict[object, Hook] = OrderedDict()
 _global_post_hooks: OrderedDict[object, Hook] = OrderedDict()
 _HOOK_TABLES = (
-    "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_optimizer_state_dict_pre_hooks", "_optimizer_state_dict_post_hooks",
-    "_optimizer_load_state_dict_pre_hooks", "_optimizer_load_state_dict_post_hooks",
+    "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks", "_optimizer_load_state_dict_pre_hooks", "_optimizer_load_state_dict_post_hooks",
 )  # fmt: skip
 
 
@@ -95,7 +96,8 @@ class Optimizer:
     """Base class of all optimizers.
 
     Args:
-        params: tensors, or ``(name, tensor)`` pairs, or dicts that each define a parameter group: ``{"params": [...], "lr": 0.1}``.
+        params: tensors, or ``(name, tensor)`` pairs, or dicts that each define a parameter group: ``{"params": [...], "lr":
+            0.1}``.
         defaults: options of groups that do not give their own.
 
     Attributes:
@@ -248,8 +250,8 @@ class Optimizer:
     # ------------------------------------------------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """``{"state": {number: state}, "param_groups": [options]}``; parameters are numbered in the order of the groups. The tensors are the
-        optimizer's own: ``copy.deepcopy`` keeps a snapshot."""
+        """``{"state": {number: state}, "param_groups": [options]}``; parameters are numbered in the order of the groups. The
+        tensors are the optimizer's own: ``copy.deepcopy`` keeps a snapshot."""
         for hook in self._optimizer_state_dict_pre_hooks.values():  # type: ignore[attr-defined]
             hook(self)
         numbers: dict[int, int] = {}
@@ -313,8 +315,8 @@ def _listed(params: Any) -> list[Any]:
 
 
 def _adapted(p: Any, value: Any, key: Any = None) -> Any:
-    """A loaded state as one of ``p``: in its dtype, but for step counts, in handles of its own (a later step must not write to what was
-    loaded)."""
+    """A loaded state as one of ``p``: in its dtype, but for step counts, in handles of its own (a later step must not write to
+    what was loaded)."""
     if isinstance(value, TensorBase):
         own = new_tensor(node_of(value))
         return own.to(p.dtype) if key != "step" and p.dtype.kind == "f" and own.dtype is not p.dtype else own
@@ -329,7 +331,8 @@ def _adapted(p: Any, value: Any, key: Any = None) -> Any:
 
 
 class Stepper(Optimizer):
-    """An optimizer whose step updates each group by `_update`, and ends with one evaluation of everything that is pending and held."""
+    """An optimizer whose step updates each group by `_update`, and ends with one evaluation of everything that is pending and
+    held."""
 
     _where: Any = None
 
@@ -360,9 +363,11 @@ class Stepper(Optimizer):
         return loss
 
     def _apply(self, op: OpDef, attrs: tuple[Any, ...], kept: tuple[Any, ...], numbers: tuple[Any, ...]) -> None:
-        """Record an update op of (parameter, gradient, states, numbers) and make its results the values of ``kept``: parameter and states.
+        """Record an update op of (parameter, gradient, states, numbers) and make its results the values of ``kept``: parameter
+        and states.
 
-        This is the hot path of a step: it records nodes as `frontend.core.apply` does, without tensors around values that nobody sees.
+        This is the hot path of a step: it records nodes as `frontend.core.apply` does, without tensors around values that nobody
+        sees.
         """
         p, *states = kept
         if self.defaults.get("differentiable"):
@@ -480,7 +485,7 @@ def check_lr(lr: Any, message: str = "Invalid learning rate: {}") -> None:
     """Raise ValueError unless ``lr`` is a non-negative number or a tensor of one element."""
     if isinstance(lr, TensorBase) and node_of(lr).meta.numel != 1:
         raise ValueError("Tensor lr must be 1-element")
-    check(bool(0.0 <= lr), message.format(lr))
+    check(bool(lr >= 0.0), message.format(lr))
 
 
 def check_betas(betas: Any) -> None:
@@ -490,7 +495,8 @@ def check_betas(betas: Any) -> None:
 
 
 def check_modes(differentiable: bool, foreach: bool | None, fused: bool | None) -> None:
-    """Refuse PyTorch's contradictory choices; its ``foreach`` and ``fused`` are otherwise without effect, since every step is one program."""
+    """Refuse PyTorch's contradictory choices; its ``foreach`` and ``fused`` are otherwise without effect, since every step is one
+    program."""
     if fused and differentiable:
         raise RuntimeError("`fused` does not support `differentiable`")
     if fused and foreach:

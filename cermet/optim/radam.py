@@ -7,24 +7,35 @@ from typing import Any
 
 from cermet.ops.public import PUBLIC
 from cermet.optim.optimizer import (
-    Params, Stepper, advance, assign, check, check_betas, check_lr, counter, filled, gradient_of, scalars, widened,
+    Params,
+    Stepper,
+    advance,
+    assign,
+    check,
+    check_betas,
+    check_lr,
+    counter,
+    filled,
+    gradient_of,
+    scalars,
+    widened,
 )  # fmt: skip
 
 __all__ = ["RAdam"]
 
 
 class RAdam(Stepper):
-    """Liu et al., On the Variance of the Adaptive Learning Rate and Beyond (arXiv:1908.03265): Adam whose adaptive factor is rectified while
-    its variance is known, and left out in the first steps, while it is not.
+    """Liu et al., On the Variance of the Adaptive Learning Rate and Beyond (arXiv:1908.03265): Adam whose adaptive factor is
+    rectified while its variance is known, and left out in the first steps, while it is not.
 
     Raises:
         ValueError: for options out of their range.
     """
 
     def __init__(
-        self, params: Params, lr: Any = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0,
-        decoupled_weight_decay: bool = False, *, foreach: bool | None = None, maximize: bool = False, capturable: bool = False,
-        differentiable: bool = False,
+        self, params: Params, lr: Any = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+        weight_decay: float = 0, decoupled_weight_decay: bool = False, *, foreach: bool | None = None, maximize: bool = False,
+        capturable: bool = False, differentiable: bool = False,
     ) -> None:  # fmt: skip
         check_lr(lr)
         check(eps >= 0.0, f"Invalid epsilon value: {eps}")
@@ -67,8 +78,8 @@ class RAdam(Stepper):
 
 
 def _rule(
-    p: Any, g: Any, m: Any, v: Any, rectified: Any, plain: Any, known: Any, keep1: Any, beta2: Any, keep2: Any, eps: Any, decay: Any, *,
-    decays: bool, decoupled: bool,
+    p: Any, g: Any, m: Any, v: Any, rectified: Any, plain: Any, known: Any, keep1: Any, beta2: Any, keep2: Any, eps: Any,
+    decay: Any, *, decays: bool, decoupled: bool,
 ) -> tuple[Any, ...]:  # fmt: skip
     if decays and decoupled:
         p = p - p * decay

@@ -7,7 +7,17 @@ from typing import Any
 from cermet.ops.optimizers import rmsprop_steps
 from cermet.optim.adam import rounded
 from cermet.optim.optimizer import (
-    Params, Stepper, advance, assign, check, check_lr, counter, filled, gradient_of, scalars, widened,
+    Params,
+    Stepper,
+    advance,
+    assign,
+    check,
+    check_lr,
+    counter,
+    filled,
+    gradient_of,
+    scalars,
+    widened,
 )  # fmt: skip
 
 __all__ = ["RMSprop"]
@@ -16,17 +26,17 @@ __all__ = ["RMSprop"]
 class RMSprop(Stepper):
     """Hinton, Neural Networks for Machine Learning, lecture 6 (2012); ``centered`` as in Graves (arXiv:1308.0850).
 
-    ``v = alpha v + (1 - alpha) g^2``, ``p -= lr * g / (sqrt(v) + eps)``; ``centered`` subtracts the squared mean gradient from ``v``, ``momentum``
-    accumulates the steps.
+    ``v = alpha v + (1 - alpha) g^2``, ``p -= lr * g / (sqrt(v) + eps)``; ``centered`` subtracts the squared mean gradient from
+    ``v``, ``momentum`` accumulates the steps.
 
     Raises:
         ValueError: for negative options.
     """
 
     def __init__(
-        self, params: Params, lr: Any = 1e-2, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0, momentum: float = 0,
-        centered: bool = False, capturable: bool = False, foreach: bool | None = None, maximize: bool = False,
-        differentiable: bool = False,
+        self, params: Params, lr: Any = 1e-2, alpha: float = 0.99, eps: float = 1e-8, weight_decay: float = 0,
+        momentum: float = 0, centered: bool = False, capturable: bool = False, foreach: bool | None = None,
+        maximize: bool = False, differentiable: bool = False,
     ) -> None:  # fmt: skip
         check_lr(lr)
         check(eps >= 0.0, f"Invalid epsilon value: {eps}")

@@ -23,22 +23,24 @@ __all__ = ["Rprop"]
 
 
 class Rprop(Stepper):
-    """Riedmiller, Braun, A direct adaptive method for faster backpropagation learning (ICNN 1993): each element has a step size of its own, which
-    grows by ``etas[1]`` while the gradient keeps its sign and shrinks by ``etas[0]`` when it changes; then that element rests for a step.
+    """Riedmiller, Braun, A direct adaptive method for faster backpropagation learning (ICNN 1993): each element has a step size
+    of its own, which grows by ``etas[1]`` while the gradient keeps its sign and shrinks by ``etas[0]`` when it changes; then that
+    element rests for a step.
 
     Raises:
         ValueError: unless ``0 < etas[0] < 1 < etas[1]``.
     """
 
     def __init__(
-        self, params: Params, lr: Any = 1e-2, etas: tuple[float, float] = (0.5, 1.2), step_sizes: tuple[float, float] = (1e-6, 50), *,
-        capturable: bool = False, foreach: bool | None = None, maximize: bool = False, differentiable: bool = False,
+        self, params: Params, lr: Any = 1e-2, etas: tuple[float, float] = (0.5, 1.2),
+        step_sizes: tuple[float, float] = (1e-6, 50), *, capturable: bool = False, foreach: bool | None = None,
+        maximize: bool = False, differentiable: bool = False,
     ) -> None:  # fmt: skip
         check_lr(lr)
         check(0.0 < etas[0] < 1.0 < etas[1], f"Invalid eta values: {etas[0]}, {etas[1]}")
         defaults = {
-            "lr": lr, "etas": etas, "step_sizes": step_sizes, "foreach": foreach, "maximize": maximize, "differentiable": differentiable,
-            "capturable": capturable,
+            "lr": lr, "etas": etas, "step_sizes": step_sizes, "foreach": foreach, "maximize": maximize,
+            "differentiable": differentiable, "capturable": capturable,
         }  # fmt: skip
         super().__init__(params, defaults)
 

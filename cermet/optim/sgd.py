@@ -11,18 +11,20 @@ __all__ = ["SGD"]
 
 
 class SGD(Stepper):
-    """Stochastic gradient descent, with momentum as in Sutskever et al., On the importance of initialization and momentum in deep learning (2013).
+    """Stochastic gradient descent, with momentum as in Sutskever et al., On the importance of initialization and momentum in deep
+    learning (2013).
 
-    ``v = momentum * v + (1 - dampening) * g``, ``p = p - lr * v`` (``g + momentum * v`` instead of ``v`` with ``nesterov``), where ``g`` is the
-    gradient plus ``weight_decay * p``. The first ``v`` is ``g``.
+    ``v = momentum * v + (1 - dampening) * g``, ``p = p - lr * v`` (``g + momentum * v`` instead of ``v`` with ``nesterov``),
+    where ``g`` is the gradient plus ``weight_decay * p``. The first ``v`` is ``g``.
 
     Raises:
         ValueError: for negative options, and for ``nesterov`` without momentum or with dampening.
     """
 
     def __init__(
-        self, params: Params, lr: Any = 1e-3, momentum: float = 0, dampening: float = 0, weight_decay: Any = 0, nesterov: bool = False, *,
-        maximize: bool = False, foreach: bool | None = None, differentiable: bool = False, fused: bool | None = None,
+        self, params: Params, lr: Any = 1e-3, momentum: float = 0, dampening: float = 0, weight_decay: Any = 0,
+        nesterov: bool = False, *, maximize: bool = False, foreach: bool | None = None, differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:  # fmt: skip
         check_lr(lr)
         check(momentum >= 0.0, f"Invalid momentum value: {momentum}")

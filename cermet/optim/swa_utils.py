@@ -90,13 +90,13 @@ def get_swa_avg_fn() -> Callable[..., Any]:
 
 
 class AveragedModel(Module):
-    """A copy of a model whose parameters are averages: Izmailov et al., Averaging Weights Leads to Wider Optima (arXiv:1803.05407), or an
-    exponential moving average.
+    """A copy of a model whose parameters are averages: Izmailov et al., Averaging Weights Leads to Wider Optima
+    (arXiv:1803.05407), or an exponential moving average.
 
     Args:
         model: what to average. device: where to keep the averages.
-        avg_fn: ``avg_fn(average, current, count)``, the new average of one parameter. multi_avg_fn: ``multi_avg_fn(averages, currents, count)``
-            changes all in place. Neither: equal weights.
+        avg_fn: ``avg_fn(average, current, count)``, the new average of one parameter. multi_avg_fn: ``multi_avg_fn(averages,
+            currents, count)`` changes all in place. Neither: equal weights.
         use_buffers: whether buffers are averaged too; otherwise they are copied.
 
     Raises:
@@ -106,8 +106,8 @@ class AveragedModel(Module):
     n_averaged: Any
 
     def __init__(
-        self, model: Module, device: Any = None, avg_fn: Callable[..., Any] | None = None, multi_avg_fn: Callable[..., None] | None = None,
-        use_buffers: bool = False,
+        self, model: Module, device: Any = None, avg_fn: Callable[..., Any] | None = None,
+        multi_avg_fn: Callable[..., None] | None = None, use_buffers: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if avg_fn is not None and multi_avg_fn is not None:
@@ -159,7 +159,8 @@ def _count(n: int) -> Any:
 
 @no_grad
 def update_bn(loader: Iterable[Any], model: Module, device: Any = None) -> None:
-    """Compute the running statistics of all batch norms afresh, in one pass over ``loader``: those of averaged weights are nobody's average.
+    """Compute the running statistics of all batch norms afresh, in one pass over ``loader``: those of averaged weights are
+    nobody's average.
 
     Args:
         loader: batches; of a list or tuple the first element goes into the model.

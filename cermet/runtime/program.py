@@ -19,7 +19,7 @@ from typing import Any
 from cermet import config
 from cermet.runtime import arena, native, threads
 
-__all__ = ["Counters", "Int", "Launch", "Pointer", "Program", "ScalarArg", "counters", "pack_scalar"]
+__all__ = ["Counters", "Gate", "Int", "Launch", "Pointer", "Program", "ScalarArg", "counters", "pack_scalar"]
 
 _TAG_INT = -2
 _TAG_ARENA = -1
@@ -110,6 +110,15 @@ class Launch:
         return f"Launch({name}, args={list(self.args)}, blocks={self.blocks}, grain={self.grain}, scratch={self.scratch})"
 
 
+class Gate(Launch):
+    """Not a launch: the run ends here if the int64 at ``word`` is not 0. What comes after a gate happens only to good data."""
+
+    __slots__ = ()
+
+    def __init__(self, word: Pointer) -> None:
+        super().__init__(0, (word,), name="gate")
+
+
 class Program:
     """An immutable table of launches.
 
@@ -168,7 +177,7 @@ class Program:
     @staticmethod
     def _check(number: int, launch: Launch) -> None:
         problem = ""
-        if launch.address <= 0:
+        if launch.address <= 0 and not isinstance(launch, Gate):
             problem = f"address {launch.address} is not that of a kernel"
         elif launch.blocks < 0:
             problem = f"blocks={launch.blocks} is negative"

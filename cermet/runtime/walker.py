@@ -397,6 +397,7 @@ declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 _RUN = """
 ; table: launches, bytes of the args area, scratch bytes of a worker, nanoseconds of the last run, then per launch
 ;        kernel, blocks, grain, number of args, and per arg: tag, number
+;        a kernel of null is a gate: the run ends there if the int64 that its only argument points to is not 0
 ;        tag -2: the number itself; -1: the arena plus the number; i >= 0: values[i] plus the number
 ; work:  args area, scratch of each thread, arena
 define void @cermet_run(ptr %table, ptr %values, ptr %work, ptr %pool, ptr %timings) nounwind {
@@ -445,7 +446,7 @@ begin:
 look:
   %i = phi i64 [ 0, %begin ], [ %i1, %next ]
   %record = phi ptr [ %records, %begin ], [ %arg.at, %next ]
-  %spread = phi i64 [ 0, %begin ], [ %spread1, %next ]
+  %spread = phi i64 [ 0, %begin ], [ %spread.next, %next ]
   %all = icmp sge i64 %i, %launches
   br i1 %all, label %finish, label %launch
 launch:
@@ -486,12 +487,20 @@ store:
   %arg.next = getelementptr i64, ptr %arg.at, i64 2
   br label %arg
 ready:
+  %is.gate = icmp eq ptr %kernel, null
+  br i1 %is.gate, label %gate, label %real
+gate:
+  %word.at = load ptr, ptr %work
+  %word = load i64, ptr %word.at
+  %clean = icmp eq i64 %word, 0
+  br i1 %clean, label %next, label %finish
+real:
   br i1 %timed, label %start, label %choose
 start:
   %t0 = call i64 @now(ptr %time)
   br label %choose
 choose:
-  %started = phi i64 [ 0, %ready ], [ %t0, %start ]
+  %started = phi i64 [ 0, %real ], [ %t0, %start ]
   %several = icmp sgt i64 %blocks, %grain
   %together = and i1 %several, %shared
   br i1 %together, label %share, label %direct
@@ -518,6 +527,7 @@ stop:
   store i64 %took, ptr %timing.at
   br label %next
 next:
+  %spread.next = phi i64 [ %spread, %gate ], [ %spread1, %ran ], [ %spread1, %stop ]
   %i1 = add i64 %i, 1
   br label %look
 finish:

@@ -250,3 +250,26 @@ def test_a_leaf_somebody_else_holds_is_not_taken_over():
     ct.realize(p)
     assert (p.numpy() == 0).all()
     assert (other.numpy() == 1).all() and (old.numpy() == 1).all() and (view == 1).all()
+
+
+def test_bad_data_is_noticed_before_a_leaf_is_overwritten():
+    table = ct.tensor(np.arange(6.0, dtype="float32").reshape(3, 2))
+    p = ct.tensor(np.ones(2, dtype="float32"))
+    ct.realize(table, p)
+
+    def update(index: int) -> None:
+        picked = table[ct.tensor([index])]
+        with ct.no_grad():
+            p.sub_(picked[0] * 0.0 + 1.0)
+        del picked
+        ct.realize(p)
+
+    update(1)
+    assert p.tolist() == [0.0, 0.0]
+    before = p._node
+    other = p.detach().clone()
+    del other
+    with pytest.raises(IndexError):
+        update(7)
+    assert before.buffer is not None
+    np.testing.assert_array_equal(np.asarray(before.buffer.view("float32", (2,))), [0.0, 0.0])

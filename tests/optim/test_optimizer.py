@@ -92,7 +92,9 @@ def test_zero_grad(set_to_none: bool) -> None:
         assert p.grad is grad and grad.tolist() == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "NAdam", "ASGD", "Adagrad", "RMSprop", "Rprop", "Adadelta", "Adafactor"])
+@pytest.mark.parametrize(
+    "name", ["SGD", "Adam", "AdamW", "NAdam", "ASGD", "Adagrad", "RMSprop", "Rprop", "Adadelta", "Adafactor"]
+)
 def test_state_dict_round_trip_goes_on_exactly(name: str) -> None:
     options = {"momentum": 0.9} if name == "SGD" else {}
     ps, qs = [leaf(1.0, 2.0), leaf(3.0)], [leaf(1.0, 2.0), leaf(3.0)]

@@ -1,4 +1,5 @@
-"""Learning-rate schedules, with the names of torch.optim.lr_scheduler. A rate is a run-time scalar: no schedule ever compiles anything."""
+"""Learning-rate schedules, with the names of torch.optim.lr_scheduler. A rate is a run-time scalar: no schedule ever compiles
+anything."""
 
 from cermet.optim.lr_scheduler.base import LRScheduler
 from cermet.optim.lr_scheduler.compose import ChainedScheduler, SequentialLR
@@ -20,6 +21,7 @@ from cermet.optim.lr_scheduler.plateau import ReduceLROnPlateau
 _LRScheduler = LRScheduler
 
 __all__ = [
-    "ChainedScheduler", "ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "ExponentialLR", "LRScheduler",
-    "LambdaLR", "LinearLR", "MultiStepLR", "MultiplicativeLR", "OneCycleLR", "PolynomialLR", "ReduceLROnPlateau", "SequentialLR", "StepLR",
+    "ChainedScheduler", "ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "ExponentialLR",
+    "LRScheduler", "LambdaLR", "LinearLR", "MultiStepLR", "MultiplicativeLR", "OneCycleLR", "PolynomialLR", "ReduceLROnPlateau",
+    "SequentialLR", "StepLR",
 ]  # fmt: skip

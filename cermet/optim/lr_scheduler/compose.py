@@ -32,10 +32,12 @@ class _Composed(LRScheduler):
 
 
 class SequentialLR(_Composed):
-    """The first schedule until ``milestones[0]``, then the second until ``milestones[1]``, and so on; each starts at its own epoch 0.
+    """The first schedule until ``milestones[0]``, then the second until ``milestones[1]``, and so on; each starts at its own
+    epoch 0.
 
     Raises:
-        ValueError, TypeError: for no schedules, schedules of different optimizers, `ReduceLROnPlateau`, or unless there is one milestone less.
+        ValueError, TypeError: for no schedules, schedules of different optimizers, `ReduceLROnPlateau`, or unless there is one
+            milestone less.
     """
 
     def __init__(self, optimizer: Optimizer, schedulers: list[LRScheduler], milestones: list[int], last_epoch: int = -1) -> None:

@@ -43,12 +43,12 @@ class _WithMomentum(LRScheduler):
 
 
 class CyclicLR(_WithMomentum):
-    """Smith, Cyclical Learning Rates for Training Neural Networks (arXiv:1506.01186): up from ``base_lr`` to ``max_lr`` in ``step_size_up`` steps and
-    down in ``step_size_down``, again and again. Step it after every batch.
+    """Smith, Cyclical Learning Rates for Training Neural Networks (arXiv:1506.01186): up from ``base_lr`` to ``max_lr`` in
+    ``step_size_up`` steps and down in ``step_size_down``, again and again. Step it after every batch.
 
     Args:
-        mode: ``"triangular"``, ``"triangular2"`` (each cycle half as high) or ``"exp_range"`` (``gamma^step`` as high); ``scale_fn`` (of the cycle or
-            the step, by ``scale_mode``) takes its place.
+        mode: ``"triangular"``, ``"triangular2"`` (each cycle half as high) or ``"exp_range"`` (``gamma^step`` as high);
+            ``scale_fn`` (of the cycle or the step, by ``scale_mode``) takes its place.
         cycle_momentum: whether the momentum goes from ``max_momentum`` down to ``base_momentum`` and back meanwhile.
 
     Raises:
@@ -57,8 +57,9 @@ class CyclicLR(_WithMomentum):
 
     def __init__(
         self, optimizer: Optimizer, base_lr: float | list[float], max_lr: float | list[float], step_size_up: int = 2000,
-        step_size_down: int | None = None, mode: str = "triangular", gamma: float = 1.0, scale_fn: Callable[[float], float] | None = None,
-        scale_mode: str = "cycle", cycle_momentum: bool = True, base_momentum: float = 0.8, max_momentum: float = 0.9, last_epoch: int = -1,
+        step_size_down: int | None = None, mode: str = "triangular", gamma: float = 1.0,
+        scale_fn: Callable[[float], float] | None = None, scale_mode: str = "cycle", cycle_momentum: bool = True,
+        base_momentum: float = 0.8, max_momentum: float = 0.9, last_epoch: int = -1,
     ) -> None:  # fmt: skip
         check_optimizer(optimizer)
         self.optimizer = optimizer
@@ -116,8 +117,8 @@ class CyclicLR(_WithMomentum):
 
 
 class OneCycleLR(_WithMomentum):
-    """Smith, Topin, Super-Convergence (arXiv:1708.07120): up from ``max_lr / div_factor`` to ``max_lr`` in the first ``pct_start`` of the steps, then
-    down to ``max_lr / div_factor / final_div_factor``. Step it after every batch.
+    """Smith, Topin, Super-Convergence (arXiv:1708.07120): up from ``max_lr / div_factor`` to ``max_lr`` in the first
+    ``pct_start`` of the steps, then down to ``max_lr / div_factor / final_div_factor``. Step it after every batch.
 
     Args:
         total_steps: steps of the cycle; or give ``epochs`` and ``steps_per_epoch``. anneal_strategy: ``"cos"`` or ``"linear"``.

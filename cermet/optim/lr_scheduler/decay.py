@@ -1,4 +1,5 @@
-"""Schedules that are a function of the epoch. Each multiplies the present rate (so that schedules can be chained) where PyTorch's does."""
+"""Schedules that are a function of the epoch. Each multiplies the present rate (so that schedules can be chained) where PyTorch's
+does."""
 
 from __future__ import annotations
 
@@ -200,7 +201,8 @@ class PolynomialLR(LRScheduler):
 
 
 class CosineAnnealingLR(LRScheduler):
-    """Half a cosine from the initial rate to ``eta_min`` over ``T_max`` epochs, and back (Loshchilov, Hutter, SGDR, arXiv:1608.03983)."""
+    """Half a cosine from the initial rate to ``eta_min`` over ``T_max`` epochs, and back (Loshchilov, Hutter, SGDR,
+    arXiv:1608.03983)."""
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1) -> None:
         self.T_max = T_max
@@ -226,8 +228,8 @@ class CosineAnnealingLR(LRScheduler):
 
 
 class CosineAnnealingWarmRestarts(LRScheduler):
-    """Half a cosine from the initial rate to ``eta_min`` over ``T_0`` epochs, then again over ``T_mult`` times as many, and so on (SGDR,
-    arXiv:1608.03983).
+    """Half a cosine from the initial rate to ``eta_min`` over ``T_0`` epochs, then again over ``T_mult`` times as many, and so on
+    (SGDR, arXiv:1608.03983).
 
     Raises:
         ValueError: unless ``T_0`` and ``T_mult`` are positive integers and ``eta_min`` is a number.

@@ -18,10 +18,12 @@ class ReduceLROnPlateau(LRScheduler):
     Args:
         mode: ``"min"`` (lower is better) or ``"max"``.
         threshold, threshold_mode: what counts as better: by that fraction of the best (``"rel"``) or by that amount (``"abs"``).
-        cooldown: epochs to wait after a reduction. min_lr: lower bound, for all groups or one for each. eps: a smaller reduction is left out.
+        cooldown: epochs to wait after a reduction. min_lr: lower bound, for all groups or one for each. eps: a smaller reduction
+            is left out.
 
     Raises:
-        ValueError: for a factor of 1 or more, an unknown mode, or a list of another length than the groups. TypeError: for no optimizer.
+        ValueError: for a factor of 1 or more, an unknown mode, or a list of another length than the groups. TypeError: for no
+            optimizer.
     """
 
     def __init__(
