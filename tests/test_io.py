@@ -44,7 +44,7 @@ def everything(rng: np.random.Generator) -> Any:
     dtypes = {str(d): values.mul(50).to(d) for d in ct.dtypes.ALL}
     return {
         "model": OrderedDict([("a.weight", values), ("a.bias", values[0]), ("b", values.t())]),
-        "optimizer": {"state": {0: {"step": ct.tensor(3.0), "exp_avg": values + 1}}, "param_groups": [{"betas": (0.9, 0.999), "params": [0]}]},
+        "optimizer": {"state": {0: {"step": ct.tensor(3.0), "exp_avg": values + 1}}, "param_groups": [{"betas": (0.9, 0.999)}]},
         "dtypes": dtypes, "empty": ct.zeros(0, 3), "none": {}, "leaf": ct.ones(2).requires_grad_(), "epoch": 3, "big": 2**80,
         "numbers": [0.1, float("inf"), float("-inf"), float("nan"), 1e-300, -0.0, True, None], "text": "λ\n\"",
         "size": values.shape, "dtype": ct.float32, "device": ct.device("cpu"), "milestones": Counter({2: 1, 5: 2}), "set": {1, 2},

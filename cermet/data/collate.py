@@ -81,7 +81,8 @@ def _stack(tensors: Sequence[Any]) -> Any:
     for i, n in enumerate(nodes):
         if n.meta.shape != shape:
             raise RuntimeError(
-                f"stack expects each tensor to be equal size, but got {list(shape)} at entry 0 and {list(n.meta.shape)} at entry {i}"
+                f"stack expects each tensor to be equal size, but got {list(shape)} at entry 0 and {list(n.meta.shape)} at entry "
+                f"{i}"
             )
         dtype = dtype if n.meta.dtype is dtype else dt.promote_types(dtype, n.meta.dtype)
     realize(nodes)
@@ -101,7 +102,7 @@ def _like_mapping(original: Any, items: dict[Any, Any]) -> Any:
             clone = copy.copy(original)
             clone.update(items)
             return clone
-        return type(original)(items)  # type: ignore[call-arg]
+        return type(original)(items)
     except TypeError:
         return items
 
@@ -114,7 +115,7 @@ def _like_sequence(original: Any, items: list[Any]) -> Any:
             for i, item in enumerate(items):
                 clone[i] = item
             return clone
-        return type(original)(items)  # type: ignore[call-arg]
+        return type(original)(items)
     except TypeError:
         return items
 

@@ -142,6 +142,7 @@ class _Pass:
         self._indices = iter(loader._index_sampler)
         self._loader = loader
         self._yielded = 0
+        self._fetch: Callable[[Any], Any]
         if loader._stream:
             self._samples = iter(loader.dataset)
             self._ended = False
@@ -191,8 +192,8 @@ class _Pass:
     def _warn_longer(self) -> None:
         if self._yielded == len(self._loader) + 1:
             warnings.warn(
-                f"Length of IterableDataset {self._dataset} was reported to be {len(self._loader)} (when accessing len(dataloader)), but "
-                f"{self._yielded} samples have been fetched.",
+                f"Length of IterableDataset {self._dataset} was reported to be {len(self._loader)} (when accessing "
+                f"len(dataloader)), but {self._yielded} samples have been fetched.",
                 stacklevel=3,
             )
 
@@ -204,18 +205,20 @@ def _check_workers(num_workers: int, timeout: float, prefetch_factor: Any, persi
         raise ValueError("timeout option should be non-negative")
     if num_workers > 0:
         raise NotImplementedError(
-            f"DataLoader: num_workers={num_workers}: worker processes come in a later version; pass num_workers=0 to load in this process"
+            f"DataLoader: num_workers={num_workers}: worker processes come in a later version; pass num_workers=0 to load in "
+            "this process"
         )
     if prefetch_factor is not None:
         raise ValueError(
-            "prefetch_factor option could only be specified in multiprocessing. let num_workers > 0 to enable multiprocessing, otherwise set "
-            "prefetch_factor to None."
+            "prefetch_factor option could only be specified in multiprocessing. let num_workers > 0 to enable multiprocessing, "
+            "otherwise set prefetch_factor to None."
         )
     if persistent_workers:
         raise ValueError("persistent_workers option needs num_workers > 0")
     if context is not None:
         raise ValueError(
-            f"multiprocessing_context can only be used with multi-process loading (num_workers > 0), but got num_workers={num_workers}"
+            "multiprocessing_context can only be used with multi-process loading (num_workers > 0), but got "
+            f"num_workers={num_workers}"
         )
 
 

@@ -10,7 +10,8 @@ import io
 import pickle
 import zipfile
 from collections import Counter, OrderedDict
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -61,12 +62,13 @@ def _rebuild(storage: _Storage, offset: int, size: Any, stride: Any, dtype: Any,
     return from_array(np.ascontiguousarray(view.byteswap() if swap else view).reshape(size), dtype)
 
 
-class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
+class _Reader(pickle._Unpickler):
     """The pickle interpreter of Python with few instructions, few names, and changes of objects by ``BUILD`` refused."""
 
     # Opcodes by name; what is not here cannot be executed.
-    dispatch = {
-        getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]]  # type: ignore[attr-defined]
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
+        getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]]
         for name in (
             "PROTO", "FRAME", "MARK", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG",
             "LONG1", "LONG4", "FLOAT", "BINFLOAT", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "EMPTY_TUPLE",

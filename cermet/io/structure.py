@@ -126,8 +126,8 @@ class _Writer:
         if isinstance(x, dict | list | tuple | set):
             return self._container(x, path)
         raise TypeError(
-            f"save: cannot save {type(x).__name__} at {_at(path)}; state dicts hold tensors, numbers, texts, None, and dicts, lists and tuples of "
-            f"them{'; convert it with cermet.from_numpy' if isinstance(x, np.ndarray) else ''}"
+            f"save: cannot save {type(x).__name__} at {_at(path)}; state dicts hold tensors, numbers, texts, None, and dicts, "
+            f"lists and tuples of them{'; convert it with cermet.from_numpy' if isinstance(x, np.ndarray) else ''}"
         )
 
     def _tensor(self, x: Any, path: tuple[str, ...]) -> dict[str, Any]:
@@ -160,7 +160,8 @@ class _Writer:
         for k, v in x.items():
             if isinstance(k, TensorBase | dict | list | set):
                 raise TypeError(
-                    f"save: a {type(k).__name__} is a key of the dict at {_at(path)}; keys are texts, numbers, None or tuples of them"
+                    f"save: a {type(k).__name__} is a key of the dict at {_at(path)}; keys are texts, numbers, None or tuples of "
+                    "them"
                 )
             items.append([self.encode(k, (*path, "key")), self.encode(v, (*path, str(k)))])
         out: dict[str, Any] = {"d": items}
@@ -241,7 +242,8 @@ def _header(data: Any, name: str) -> dict[str, Any]:
     if begin != b"{":
         if bytes(data[:1]) == _PICKLE:
             raise RuntimeError(
-                f"load: {name} is a pickle, perhaps of torch.save before PyTorch 1.6; {expected}. Save it again with a newer PyTorch"
+                f"load: {name} is a pickle, perhaps of torch.save before PyTorch 1.6; {expected}. Save it again with a newer "
+                "PyTorch"
             )
         raise RuntimeError(f"load: {name} begins with {bytes(data[:8])!r}; {expected}")
     if length > len(data) - 8:

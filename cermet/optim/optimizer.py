@@ -121,7 +121,8 @@ class Optimizer:
         self.defaults = defaults
         if isinstance(params, TensorBase):
             raise TypeError(
-                f"params argument given to the optimizer should be an iterable of Tensors or dicts, but got {type(params).__name__}"
+                "params argument given to the optimizer should be an iterable of Tensors or dicts, but got "
+                f"{type(params).__name__}"
             )
         self.state = defaultdict(dict)
         self.param_groups = []
@@ -308,8 +309,8 @@ def _listed(params: Any) -> list[Any]:
         return [params]
     if isinstance(params, set):
         raise TypeError(
-            "optimizer parameters need to be organized in ordered collections, but the ordering of tensors in sets will change between "
-            "runs. Please use a list instead."
+            "optimizer parameters need to be organized in ordered collections, but the ordering of tensors in sets will change "
+            "between runs. Please use a list instead."
         )
     return list(params)
 
@@ -461,8 +462,12 @@ def scalars(like: Any, *values: Any) -> tuple[Any, ...]:
     m = node_of(like).meta
     d = m.dtype.compute
     return tuple(
-        [v.to(d).reshape(()) if isinstance(v, TensorBase) else scalar_tensor(float(v), d, m.device) for v in values]  # type: ignore[attr-defined]
+        [_as_scalar(v, d, m.device) if isinstance(v, TensorBase) else scalar_tensor(float(v), d, m.device) for v in values]
     )
+
+
+def _as_scalar(t: Any, dtype: Any, device: Any) -> Any:
+    return t.to(device=device, dtype=dtype).reshape(())
 
 
 def widened(*tensors: Any) -> tuple[Any, ...]:

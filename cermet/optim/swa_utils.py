@@ -44,7 +44,7 @@ def get_ema_multi_avg_fn(decay: float = 0.999) -> Callable[..., None]:
     """
     _check_decay(decay)
 
-    @no_grad
+    @no_grad()
     def ema_update(ema_param_list: Sequence[Any], current_param_list: Sequence[Any], _: Any) -> None:
         for average, current in zip(ema_param_list, current_param_list, strict=True):
             average.copy_(average + (current - average) * (1 - decay))
@@ -55,7 +55,7 @@ def get_ema_multi_avg_fn(decay: float = 0.999) -> Callable[..., None]:
 def get_swa_multi_avg_fn() -> Callable[..., None]:
     """A function that takes one more model into equal-weight averages, all parameters at once."""
 
-    @no_grad
+    @no_grad()
     def swa_update(averaged_param_list: Sequence[Any], current_param_list: Sequence[Any], num_averaged: Any) -> None:
         share = 1.0 / (_number(num_averaged) + 1)
         for average, current in zip(averaged_param_list, current_param_list, strict=True):
@@ -72,7 +72,7 @@ def get_ema_avg_fn(decay: float = 0.999) -> Callable[..., Any]:
     """
     _check_decay(decay)
 
-    @no_grad
+    @no_grad()
     def ema_update(ema_param: Any, current_param: Any, num_averaged: Any) -> Any:
         return ema_param * decay + current_param * (1 - decay)
 
@@ -82,7 +82,7 @@ def get_ema_avg_fn(decay: float = 0.999) -> Callable[..., Any]:
 def get_swa_avg_fn() -> Callable[..., Any]:
     """`get_swa_multi_avg_fn` for one parameter: returns the new average."""
 
-    @no_grad
+    @no_grad()
     def swa_update(averaged_param: Any, current_param: Any, num_averaged: Any) -> Any:
         return averaged_param + (current_param - averaged_param) / (_number(num_averaged) + 1)
 
@@ -124,7 +124,7 @@ class AveragedModel(Module):
         """The averaged model's."""
         return self.module(*args, **kwargs)
 
-    @no_grad
+    @no_grad()
     def update_parameters(self, model: Module) -> None:
         """Take the present parameters of ``model`` into the averages; ends with one evaluation."""
         averages, currents = self._pairs(self.module), self._pairs(model)
@@ -157,7 +157,7 @@ def _count(n: int) -> Any:
     return from_array(np.asarray(n, np.int64))
 
 
-@no_grad
+@no_grad()
 def update_bn(loader: Iterable[Any], model: Module, device: Any = None) -> None:
     """Compute the running statistics of all batch norms afresh, in one pass over ``loader``: those of averaged weights are
     nobody's average.

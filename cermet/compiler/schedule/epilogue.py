@@ -43,22 +43,25 @@ def find_epilogues(
 ) -> dict[Group, Fused]:
     """Loop groups that can be epilogues, with their statements. A producer needs no memory then."""
     readers: dict[Node, set[Group]] = {}
+    reads: dict[Group, set[Node]] = {}
     for g in fusion.groups:
         for n in fusion.evaluated[g]:
             for x in (n, *n.inputs) if n.call.op.kind == "movement" else n.inputs:
                 s = source_of(x)
                 if not is_leaf(s):
                     readers.setdefault(s, set()).add(g)
+                    reads.setdefault(g, set()).add(s)
     wanted = set(outputs)
     out: dict[Group, Fused] = {}
     for g in fusion.groups:
         if g.kind != "loop" or any(n.call.op.kind not in ("elementwise", "movement") for n in fusion.evaluated[g]):
             continue
         candidates = [
-            n for n, users in readers.items()
-            if users == {g} and n not in wanted and n.meta.numel == math.prod(g.domain) and _takes_epilogue(n)
-        ]  # fmt: skip
-        for n in sorted(candidates, key=_flops, reverse=True):
+            n
+            for n in reads.get(g, ())
+            if readers[n] == {g} and n not in wanted and n.meta.numel == math.prod(g.domain) and _takes_epilogue(n)
+        ]
+        for n in sorted(candidates, key=lambda n: (-_flops(n), fusion.positions[n])):
             try:
                 out[g] = _write(g, fusion, n, strides_of)
                 break

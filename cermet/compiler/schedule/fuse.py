@@ -80,9 +80,13 @@ class Fusion:
         groups: in an order in which they can run.
         evaluated: group -> nodes that it computes (its own and copies of cheap ones from others).
         stored: nodes that are written to memory.
+        positions: node -> place in the graph's order; what breaks ties (sets have no order that repeats).
     """
 
-    def __init__(self, groups: list[Group], evaluated: dict[Group, set[Node]], stored: set[Node]) -> None:
+    def __init__(
+        self, groups: list[Group], evaluated: dict[Group, set[Node]], stored: set[Node], positions: dict[Node, int]
+    ) -> None:
+        self.positions = positions
         self.groups = groups
         self.evaluated = evaluated
         self.stored = stored
@@ -341,7 +345,8 @@ def _finish(f: _Fuser, order: Sequence[Node], outputs: Sequence[Node]) -> Fusion
             evaluated.setdefault(h, set()).add(n)
         _tell_sources(n, where, f, demands)
     live = [g for g in f.groups if evaluated.get(g)]
-    return Fusion(_run_order(live, evaluated, stored, f), evaluated, stored)
+    positions = {n: k for k, n in enumerate(order)}
+    return Fusion(_run_order(live, evaluated, stored, f), evaluated, stored, positions)
 
 
 def _copy_out(

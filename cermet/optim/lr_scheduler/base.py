@@ -14,13 +14,14 @@ from cermet.optim.optimizer import Optimizer
 __all__ = ["LRScheduler"]
 
 EPOCH_DEPRECATION_WARNING = (
-    "The epoch parameter in `scheduler.step()` was not necessary and is being deprecated where possible. Please use `scheduler.step()` to "
-    "step the scheduler. During the deprecation, if epoch is different from None, the closed form is used instead of the new chainable "
-    "form, where available."
+    "The epoch parameter in `scheduler.step()` was not necessary and is being deprecated where possible. Please use "
+    "`scheduler.step()` to step the scheduler. During the deprecation, if epoch is different from None, the closed form is used "
+    "instead of the new chainable form, where available."
 )
 _ORDER_WARNING = (
-    "Detected call of `lr_scheduler.step()` before `optimizer.step()`. You should call them in the opposite order: `optimizer.step()` "
-    "before `lr_scheduler.step()`. Failure to do this will result in skipping the first value of the learning rate schedule."
+    "Detected call of `lr_scheduler.step()` before `optimizer.step()`. You should call them in the opposite order: "
+    "`optimizer.step()` before `lr_scheduler.step()`. Failure to do this will result in skipping the first value of the learning "
+    "rate schedule."
 )
 
 
@@ -39,7 +40,7 @@ def set_value(group: dict[str, Any], key: str, value: Any) -> None:
     """Set an option of a group; one that is a tensor stays the same tensor."""
     if isinstance(group[key], TensorBase):
         with Mode(False):
-            group[key]._write(value)  # type: ignore[attr-defined]
+            group[key]._write(value)
     else:
         group[key] = value
 
@@ -55,7 +56,8 @@ def per_group(name: str, optimizer: Optimizer, value: Any) -> list[Any]:
         value = [value] * count
     elif len(value) != count:
         raise ValueError(
-            f"{name} must have the same length as optimizer.param_groups. {name} has {len(value)} values, param_groups has {count}."
+            f"{name} must have the same length as optimizer.param_groups. {name} has {len(value)} values, param_groups has "
+            f"{count}."
         )
     return [_copied(v) for v in value]
 
@@ -90,8 +92,8 @@ class LRScheduler:
                 group.setdefault("initial_lr", _copied(group["lr"]))
             elif "initial_lr" not in group:
                 raise KeyError(
-                    f"param 'initial_lr' is not specified in param_groups[{i}] when resuming scheduler with last_epoch >= 0: load the "
-                    "optimizer's state dict first, or start with last_epoch=-1"
+                    f"param 'initial_lr' is not specified in param_groups[{i}] when resuming scheduler with last_epoch >= 0: "
+                    "load the optimizer's state dict first, or start with last_epoch=-1"
                 )
         self.base_lrs = values_of(optimizer, "initial_lr")
         self.last_epoch = last_epoch
@@ -179,11 +181,11 @@ def check_members(self: Any, optimizer: Optimizer, schedulers: Sequence[Any], re
             raise TypeError(f"{name} at index {i} should have `optimizer` as its attribute.")
         if isinstance(s, refused):
             raise ValueError(
-                f"{name} does not support `ReduceLROnPlateau` scheduler as it requires additional kwargs to be specified when calling "
-                f"`step`, but got one at index {i} in the given schedulers sequence."
+                f"{name} does not support `ReduceLROnPlateau` scheduler as it requires additional kwargs to be specified when "
+                f"calling `step`, but got one at index {i} in the given schedulers sequence."
             )
         if optimizer is not s.optimizer:
             raise ValueError(
-                f"{name} expects all schedulers to belong to the same optimizer, but got scheduler {type(s).__name__} at index {i} has "
-                f"{s.optimizer}, which is different from {type(optimizer).__name__}."
+                f"{name} expects all schedulers to belong to the same optimizer, but got scheduler {type(s).__name__} at index "
+                f"{i} has {s.optimizer}, which is different from {type(optimizer).__name__}."
             )

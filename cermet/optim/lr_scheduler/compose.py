@@ -46,8 +46,8 @@ class SequentialLR(_Composed):
         check_members(self, optimizer, schedulers, ReduceLROnPlateau)
         check(
             len(milestones) == len(schedulers) - 1,
-            "Sequential Schedulers expects number of schedulers provided to be one more than the number of milestone points, but got number "
-            f"of schedulers {len(schedulers)} and the number of milestones to be equal to {len(milestones)}",
+            "Sequential Schedulers expects number of schedulers provided to be one more than the number of milestone points, but "
+            f"got number of schedulers {len(schedulers)} and the number of milestones to be equal to {len(milestones)}",
         )
         self._schedulers = schedulers
         self._milestones = milestones
@@ -70,7 +70,7 @@ class SequentialLR(_Composed):
         elif hasattr(target, "last_epoch"):
             target.last_epoch -= 1
 
-    def step(self, epoch: None = None) -> None:
+    def step(self) -> None:  # type: ignore[override]
         """Go to the next epoch."""
         self.last_epoch += 1
         number = bisect_right(self._milestones, self.last_epoch)
@@ -97,7 +97,7 @@ class ChainedScheduler(_Composed):
         self.optimizer = optimizer
         self._last_lr = values_of(optimizer, "lr")
 
-    def step(self, epoch: None = None) -> None:
+    def step(self) -> None:  # type: ignore[override]
         """Go to the next epoch."""
         for s in self._schedulers:
             s.step()
