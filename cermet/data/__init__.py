@@ -1,5 +1,4 @@
 """Datasets, samplers and the DataLoader, with the names of torch.utils.data."""
-# written by the optim/data helper; do not overwrite
 
 from cermet.data.collate import default_collate, default_convert
 from cermet.data.dataset import (

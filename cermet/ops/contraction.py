@@ -10,7 +10,7 @@ import numpy as np
 from cermet import dtypes as dt
 from cermet.graph.node import Meta, broadcast_shapes, meta
 from cermet.ops.composing import scaled, shaped, spread_like, sum_of, swap_last
-from cermet.ops.define import Arg, Failing, OpDef, Sample
+from cermet.ops.define import Arg, Failing, OpDef, Sample, ShapeError
 from cermet.ops.elementwise import add, mul
 from cermet.ops.movement import permute, reshape
 from cermet.ops.public import public
@@ -22,7 +22,7 @@ NUMERIC = (*dt.INTEGRAL, *dt.FLOATING)
 def _contract_infer(a: Meta, b: Meta) -> Meta:
     same_dtype("matmul", a, b)
     if a.ndim < 2 or b.ndim != a.ndim or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
-        raise ValueError(
+        raise ShapeError(
             f"matmul: shapes {list(a.shape)} and {list(b.shape)} cannot be multiplied: expected (..., M, K) and (..., K, N); "
             f"the inner sizes are {a.shape[-1] if a.ndim else '-'} and {b.shape[-2] if b.ndim > 1 else '-'}"
         )
@@ -70,12 +70,12 @@ contract: OpDef = OpDef(
 def _linear_infer(x: Meta, w: Meta, *bias: Meta) -> Meta:
     same_dtype("linear", x, w, *bias)
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[1]:
-        raise ValueError(
+        raise ShapeError(
             f"linear: an input of shape {list(x.shape)} does not fit a weight of shape {list(w.shape)}: "
             "expected (*, in_features) and (out_features, in_features)"
         )
     if bias and bias[0].shape not in ((w.shape[0],), (1,), ()):
-        raise ValueError(f"linear: the bias has shape {list(bias[0].shape)}, expected [{w.shape[0]}]")
+        raise ShapeError(f"linear: the bias has shape {list(bias[0].shape)}, expected [{w.shape[0]}]")
     return meta((*x.shape[:-1], w.shape[0]), x.dtype, x.device)
 
 
@@ -184,7 +184,7 @@ def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Any:
 
 def _check_dim(name: str, x: Any, ndim: int, what: str) -> None:
     if len(x.shape) != ndim:
-        raise ValueError(f"{name}: {what} must have {ndim} dimension{'s' if ndim > 1 else ''}, got shape {list(x.shape)}")
+        raise ShapeError(f"{name}: {what} must have {ndim} dimension{'s' if ndim > 1 else ''}, got shape {list(x.shape)}")
 
 
 def product(a: Any, b: Any) -> Any:
@@ -194,7 +194,7 @@ def product(a: Any, b: Any) -> Any:
     if na == nb and na >= 2 and sa[:-2] == sb[:-2]:
         return contract(a, b)
     if na == 0 or nb == 0:
-        raise ValueError(
+        raise ShapeError(
             f"matmul: both inputs need at least one dimension, got shapes {list(sa)} and {list(sb)}; use * for scalars"
         )
     if na == 1:
@@ -206,14 +206,14 @@ def product(a: Any, b: Any) -> Any:
     # One matrix for all batches: fold the batch into the rows, so that it is one large product and the gradient needs no sum.
     if math.prod(sb[:-2]) == 1 and na >= nb:
         if sa[-1] != sb[-2]:
-            raise ValueError(
+            raise ShapeError(
                 f"matmul: shapes {list(sa)} and {list(sb)} cannot be multiplied: the inner sizes are {sa[-1]} and {sb[-2]}"
             )
         return linear_op(a, permute(shaped(b, sb[-2:]), dims=(1, 0)))
     try:
         batch = broadcast_shapes(sa[:-2], sb[:-2])
     except ValueError as e:
-        raise ValueError(f"matmul: the batch dimensions do not fit: {e}") from None
+        raise ShapeError(f"matmul: the batch dimensions do not fit: {e}") from None
     return contract(spread_like(a, (*batch, *sa[-2:])), spread_like(b, (*batch, *sb[-2:])))
 
 
@@ -261,7 +261,7 @@ def dot(input: Any, other: Any) -> Any:
     _check_dim("dot", other, 1, "other")
     n = input.shape[0]
     if n != other.shape[0]:
-        raise ValueError(f"dot: vectors of different lengths, {n} and {other.shape[0]}")
+        raise ShapeError(f"dot: vectors of different lengths, {n} and {other.shape[0]}")
     return reshape(contract(reshape(input, shape=(1, n)), reshape(other, shape=(n, 1))), shape=())
 
 
@@ -339,7 +339,7 @@ def tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
         given = [d if isinstance(d, list | tuple) else [d] for d in (dims.tolist() if hasattr(dims, "tolist") else dims)]
         left, right = [wrap_dim(d, na, "tensordot") for d in given[0]], [wrap_dim(d, nb, "tensordot") for d in given[1]]
     if len(left) != len(right) or any(a.shape[i] != b.shape[j] for i, j in zip(left, right)):
-        raise ValueError(
+        raise ShapeError(
             f"tensordot: dims {left} of shape {list(a.shape)} do not pair with dims {right} of shape {list(b.shape)}"
         )
     keep_a, keep_b = [k for k in range(na) if k not in left], [k for k in range(nb) if k not in right]

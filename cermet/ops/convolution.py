@@ -13,7 +13,7 @@ import numpy as np
 from cermet import dtypes as dt
 from cermet.graph.node import Meta, meta
 from cermet.ops.composing import crop, pad_with, shaped, sum_of
-from cermet.ops.define import Arg, Failing, OpDef, Sample
+from cermet.ops.define import Arg, Failing, OpDef, Sample, ShapeError
 from cermet.ops.elementwise import add
 from cermet.ops.movement import permute, reshape, slice_, unslice, windows
 from cermet.ops.public import public
@@ -43,25 +43,25 @@ def _conv_infer(
 ) -> Meta:
     same_dtype("conv", a, b)
     if a.ndim != 4 or b.ndim != 4 or len(shape) != 4:
-        raise ValueError(
+        raise ShapeError(
             f"conv: expected inputs and result of 4 dimensions, got {list(a.shape)}, {list(b.shape)} and {list(shape)}"
         )
     x, w, y = _roles(direction, a.shape, b.shape, shape)
     if groups < 1 or x[1] != w[1] * groups or w[0] % groups:
-        raise ValueError(
+        raise ShapeError(
             f"conv: an input of {x[1]} channels does not fit a weight of shape {list(w)} with groups={groups}: expected "
             f"{w[1] * groups} input channels, and output channels divisible by the groups"
         )
     if min(*stride, *dilation) < 1 or min(padding) < 0:
-        raise ValueError(f"conv: stride {stride} and dilation {dilation} must be 1 or more, padding {padding} 0 or more")
+        raise ShapeError(f"conv: stride {stride} and dilation {dilation} must be 1 or more, padding {padding} 0 or more")
     expected = (x[0], w[0], *[out_size(x[k + 2], w[k + 2], stride[k], padding[k], dilation[k]) for k in (0, 1)])
     if min(expected[2:]) < 1 and 0 not in (*w, x[0]):
-        raise ValueError(
+        raise ShapeError(
             f"conv: the kernel {list(w[2:])} with dilation {list(dilation)} is larger than the padded input "
             f"{[x[2] + 2 * padding[0], x[3] + 2 * padding[1]]}"
         )
     if tuple(y) != expected:
-        raise ValueError(
+        raise ShapeError(
             f"conv: a result of shape {list(expected)} belongs to input {list(x)} and weight {list(w)}, got {list(y)}"
         )
     return meta(shape, a.dtype, a.device)
@@ -181,7 +181,7 @@ def _bias_infer(
 ) -> Meta:
     same_dtype("conv", x, b)
     if b.shape != (w.shape[0],):
-        raise ValueError(
+        raise ShapeError(
             f"conv: the bias has shape {list(b.shape)}, expected [{w.shape[0]}] for a weight of shape {list(w.shape)}"
         )
     return _conv_infer(x, w, direction="forward", stride=stride, padding=padding, dilation=dilation, groups=groups, shape=shape)
@@ -235,7 +235,7 @@ def per_dim(value: Any, n: int, name: str, what: str) -> tuple[int, ...]:
     if len(out) == 1:
         out = out * n
     if len(out) != n:
-        raise ValueError(f"{name}: {what} must be an integer or {n} integers, got {value!r}")
+        raise ShapeError(f"{name}: {what} must be an integer or {n} integers, got {value!r}")
     return out
 
 
@@ -259,11 +259,11 @@ def _sides(padding: Any, n: int, name: str, kernel: Any, stride: Any, dilation: 
 def _batched(x: Any, w: Any, n: int, name: str) -> tuple[Any, bool]:
     """The input with a batch dimension, and whether it was added."""
     if len(w.shape) != n + 2:
-        raise ValueError(f"{name}: the weight must have {n + 2} dimensions, got shape {list(w.shape)}")
+        raise ShapeError(f"{name}: the weight must have {n + 2} dimensions, got shape {list(w.shape)}")
     if len(x.shape) == n + 1:
         return reshape(x, shape=(1, *x.shape)), True
     if len(x.shape) != n + 2:
-        raise ValueError(f"{name}: expected an input of {n + 1} (one sample) or {n + 2} dimensions, got shape {list(x.shape)}")
+        raise ShapeError(f"{name}: expected an input of {n + 1} (one sample) or {n + 2} dimensions, got shape {list(x.shape)}")
     return x, False
 
 
@@ -350,7 +350,7 @@ def _transposed2(x: Any, w: Any, stride: Any, padding: Any, dilation: Any, extra
     near = [min(e, s - 1) for e, s in zip(extra, stride)]
     size = [_transposed_size(x.shape[k + 2], w.shape[k + 2], stride[k], padding[k], dilation[k], near[k]) for k in (0, 1)]
     if min(size) < 0:
-        raise ValueError(f"conv_transpose: a result of size {size}: padding {list(padding)} crops all of it")
+        raise ShapeError(f"conv_transpose: a result of size {size}: padding {list(padding)} crops all of it")
     shape = (x.shape[0], w.shape[1] * groups, *size)
     y = conv(x, w, direction="input_grad", stride=stride, padding=padding, dilation=dilation, groups=groups, shape=shape)
     return pad_with(y, (0, 0, 0, 0), (0, 0, *[e - m for e, m in zip(extra, near)]))
@@ -384,9 +384,9 @@ def _conv_transpose(
     stride, dilation = per_dim(stride, n, name, "stride"), per_dim(dilation, n, name, "dilation")
     padding, extra = per_dim(padding, n, name, "padding"), per_dim(output_padding, n, name, "output_padding")
     if any(e < 0 or e >= max(s, d) for e, s, d in zip(extra, stride, dilation)):
-        raise ValueError(f"{name}: output_padding {extra} must be smaller than stride {stride} or dilation {dilation}")
+        raise ShapeError(f"{name}: output_padding {extra} must be smaller than stride {stride} or dilation {dilation}")
     if x.shape[1] != w.shape[0]:
-        raise ValueError(
+        raise ShapeError(
             f"{name}: an input of {x.shape[1]} channels does not fit a weight of shape {list(w.shape)} (in, out/groups, ...)"
         )
     if n == 1:

@@ -11,6 +11,7 @@ import numpy as np
 from cermet.graph.node import broadcast_shapes
 from cermet.ops.composing import shaped, spread_like, sum_of
 from cermet.ops.contraction import contract
+from cermet.ops.define import ShapeError
 from cermet.ops.elementwise import mul
 from cermet.ops.movement import diagonal_, permute
 from cermet.ops.support import promote
@@ -45,14 +46,14 @@ def parse(equation: str, shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[str
     left, arrow, right = text.partition("->")
     terms = left.split(",")
     if len(terms) != len(shapes):
-        raise ValueError(f"einsum: {equation!r} names {len(terms)} operands, got {len(shapes)}")
+        raise ShapeError(f"einsum: {equation!r} names {len(terms)} operands, got {len(shapes)}")
     for c in left.replace("...", "").replace(",", "") + right.replace("...", ""):
         if c not in _LETTERS:
-            raise ValueError(f"einsum: {c!r} in {equation!r} is no label; labels are letters")
+            raise ShapeError(f"einsum: {c!r} in {equation!r} is no label; labels are letters")
     spans = [len(s) - len(t.replace("...", "")) if "..." in t else 0 for s, t in zip(shapes, terms)]
     for t, s, span in zip(terms, shapes, spans):
         if span < 0 or ("..." not in t and len(t) != len(s)) or t.count("...") > 1:
-            raise ValueError(f"einsum: the term {t!r} of {equation!r} does not fit an operand of shape {list(s)}")
+            raise ShapeError(f"einsum: the term {t!r} of {equation!r} does not fit an operand of shape {list(s)}")
     most = max(spans, default=0)
     dots = "".join(chr(k) for k in range(most))
     full = tuple([t.replace("...", dots[most - span :]) for t, span in zip(terms, spans)])
@@ -64,9 +65,9 @@ def parse(equation: str, shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[str
     sizes = _sizes(equation, full, shapes)
     for c in output:
         if c not in sizes:
-            raise ValueError(f"einsum: the output label {c!r} of {equation!r} appears in no operand")
+            raise ShapeError(f"einsum: the output label {c!r} of {equation!r} appears in no operand")
     if len(set(output)) != len(output):
-        raise ValueError(f"einsum: an output label of {equation!r} appears twice")
+        raise ShapeError(f"einsum: an output label of {equation!r} appears twice")
     return full, output, sizes
 
 
@@ -76,7 +77,7 @@ def _sizes(equation: str, terms: tuple[str, ...], shapes: tuple[tuple[int, ...],
         for c, n in zip(t, s):
             known = sizes.get(c, 1)
             if known != n and known != 1 and n != 1:
-                raise ValueError(f"einsum: label {c!r} of {equation!r} has size {known} in one operand and {n} in another")
+                raise ShapeError(f"einsum: label {c!r} of {equation!r} has size {known} in one operand and {n} in another")
             sizes[c] = n if known == 1 else known
     return sizes
 
@@ -162,7 +163,7 @@ def evaluate(equation: Any, operands: tuple[Any, ...]) -> Any:
     elif len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = tuple(operands[0])
     if not operands:
-        raise ValueError("einsum: expected at least one operand")
+        raise ShapeError("einsum: expected at least one operand")
     values = list(promote(*operands)) if len(operands) > 1 else list(operands)
     shapes = tuple([tuple(x.shape) for x in values])
     terms, output, sizes = parse(equation, shapes)

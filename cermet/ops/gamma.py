@@ -118,15 +118,15 @@ def _digamma(x: float) -> float:
         return math.nan
     if x < 0:
         return _digamma(1 - x) - math.pi / math.tan(math.pi * (x - math.floor(x)))
-    shift = 0.0
+    terms = []
     while x < 10:
-        shift -= 1 / x
+        terms.append(-1 / x)
         x += 1
     if x == math.inf:
         return x
     r = 1 / (x * x)
     series = r * (1 / 12 - r * (1 / 120 - r * (1 / 252 - r * (1 / 240 - r * (1 / 132 - r * 691 / 32760)))))
-    return shift + math.log(x) - 0.5 / x - series
+    return math.fsum([*terms, math.log(x), -0.5 / x, -series])
 
 
 digamma = function(
@@ -146,7 +146,7 @@ lgamma = function(
     _X,
     "Logarithm of the magnitude of the gamma function.",
     domain=(2.5, 6.0),
-    ulp=6,
+    ulp=16,  # of the reference: Python's own lgamma is the less exact of the two. The kernel is held to 4 in test_vmath.
 )
 
 

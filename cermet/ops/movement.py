@@ -13,7 +13,7 @@ import numpy as np
 
 from cermet import dtypes as dt
 from cermet.graph.node import Meta
-from cermet.ops.define import Arg, Failing, OpDef, Sample
+from cermet.ops.define import Arg, Failing, OpDef, Sample, ShapeError
 
 ALL = dt.ALL
 
@@ -41,7 +41,7 @@ copy = OpDef(
 
 def _reshape_infer(m: Meta, *, shape: tuple[int, ...]) -> Meta:
     if math.prod(shape) != m.numel:
-        raise ValueError(f"reshape: shape {list(shape)} has {math.prod(shape)} elements, the input {list(m.shape)} has {m.numel}")
+        raise ShapeError(f"reshape: shape {list(shape)} has {math.prod(shape)} elements, the input {list(m.shape)} has {m.numel}")
     return m.with_shape(shape)
 
 
@@ -76,7 +76,7 @@ def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
 
 def _permute_infer(m: Meta, *, dims: tuple[int, ...]) -> Meta:
     if sorted(dims) != list(range(m.ndim)):
-        raise ValueError(f"permute: dims {dims} are not an ordering of the {m.ndim} dimensions of the input {list(m.shape)}")
+        raise ShapeError(f"permute: dims {dims} are not an ordering of the {m.ndim} dimensions of the input {list(m.shape)}")
     return m.with_shape(tuple([m.shape[d] for d in dims]))
 
 
@@ -104,7 +104,7 @@ permute: OpDef = _movement(
 def _expand_infer(m: Meta, *, shape: tuple[int, ...]) -> Meta:
     lead = len(shape) - m.ndim
     if lead < 0 or any(s != shape[k + lead] and s != 1 for k, s in enumerate(m.shape)):
-        raise ValueError(
+        raise ShapeError(
             f"expand: {list(m.shape)} does not expand to {list(shape)}: sizes must be equal, or 1 in the input, counted from the last"
         )
     return m.with_shape(shape)
@@ -340,7 +340,7 @@ def _windows_infer(m: Meta, *, dim: int, size: int, step: int, dilation: int) ->
     span = dilation * (size - 1) + 1
     n = (m.shape[dim] - span) // step + 1
     if m.shape[dim] < span:
-        raise ValueError(
+        raise ShapeError(
             f"windows: a window of {size} with dilation {dilation} spans {span}, dimension {dim} has only {m.shape[dim]}"
         )
     return m.with_shape((*m.shape[:dim], n, *m.shape[dim + 1 :], size))

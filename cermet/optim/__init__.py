@@ -1,5 +1,4 @@
 """Optimizers, learning-rate schedules and weight averaging, with the names of torch.optim."""
-# written by the optim/data helper; do not overwrite
 
 import importlib
 from typing import Any

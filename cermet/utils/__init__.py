@@ -1,5 +1,4 @@
 """Helpers that PyTorch keeps under torch.utils."""
-# written by the optim/data helper; do not overwrite
 
 import importlib
 from typing import Any

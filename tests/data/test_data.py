@@ -40,7 +40,7 @@ def test_datasets_of_datasets() -> None:
     assert len(both) == 8 and both[4][1] == 1 and both[-1][1] == 4
     with pytest.raises(ValueError, match="absolute value"):
         both[-9]
-    assert [x[1] for x in d.Subset(b, [4, 0])] == [4, 0] if hasattr(d.Subset, "__iter__") else d.Subset(b, [4, 0])[0][1] == 4
+    assert d.Subset(b, [4, 0])[0][1] == 4 and len(d.Subset(b, [4, 0])) == 2
     assert d.StackDataset(a, a)[1][0][1] == 1 and d.StackDataset(x=a)[2]["x"][1] == 2
     assert list(Stream(2) + Stream(3)) == [0, 1, 0, 1, 2]
     for bad in (
@@ -65,7 +65,7 @@ def test_random_split_is_a_partition_and_repeats() -> None:
     with pytest.raises(ValueError, match="does not equal"):
         d.random_split(dataset, [5, 4])
     with pytest.warns(UserWarning, match="Length of split at index 1 is 0"):
-        d.random_split(d.TensorDataset(ct.arange(2)), [0.9, 0.05, 0.05])
+        d.random_split(d.TensorDataset(ct.arange(2)), [0.95, 0.05])
 
 
 # ------------------------------------------------------------------------------------------------------------- samplers

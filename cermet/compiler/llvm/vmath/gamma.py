@@ -5,7 +5,7 @@ Both shift an argument below 6.5 (5) to one interval of length about 1 by the re
 below 0 (1/2) (Abramowitz and Stegun, 6.1.17, 6.1.40, 6.3.7, 6.3.18).
 
 Near the zeros of lgamma and digamma at negative arguments the error is small in absolute terms (some 10**-16 of the terms that
-cancel) and not in ulp, as in all common libraries; float32 results are right in ulp even there.
+cancel) and not in ulp; float32 results are right in ulp even there.
 """
 
 from __future__ import annotations

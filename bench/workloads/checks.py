@@ -1,0 +1,140 @@
+"""Longer experiments on one library, called in its worker or in a fresh process: counters, lengths, bits, memory.
+
+Functions take the library (`torch` or `cermet`) or its name first and return what JSON can carry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import time
+from typing import Any
+
+import numpy as np
+
+from bench.workloads.models import Training, make_model
+
+__all__ = ["compiles", "first_step", "import_seconds", "lengths", "peak_memory", "resident", "weights_digest"]
+
+
+def _compiled(lib: Any) -> list[int]:
+    stats = lib.stats()
+    return [stats["programs_compiled"], stats["kernels_compiled"]]
+
+
+def compiles(lib: Any, steps: int = 1000) -> dict[str, Any]:
+    """Programs and kernels compiled by training steps with a changing learning rate, dropout, and two batch sizes by turns.
+
+    ``trace``: [programs, kernels] compiled so far after each of the first steps and at the end.
+    """
+    training = make_model(lib, "mlp", sizes=(64, 64, 10), batch=32, dropout=0.1)
+    x, y = training.data
+    training.step()  # makes the weights too, which are no part of the question
+    trace = [_compiled(lib)]
+    for k in range(steps):
+        for group in training.optimizer.param_groups:
+            group["lr"] = 1e-3 / (1 + k)
+        n = 24 if k % 2 else 32
+        training.step(x[:n], y[:n])
+        if k < 8 or k == steps - 1:
+            trace.append(_compiled(lib))
+    return {"trace": trace, "steps": steps}
+
+
+def lengths(lib: Any, lengths: list[int], model: str = "small_gpt") -> dict[str, Any]:
+    """Seconds of training steps at the given sequence lengths; for Cermet also the kernels compiled."""
+    training = make_model(lib, model)
+    x, y = (np.asarray(d).repeat(4, axis=1) for d in training.data)
+    training.step(*(lib.from_numpy(np.ascontiguousarray(d[:, : lengths[0]])) for d in (x, y)))
+    before = _compiled(lib) if hasattr(lib, "stats") else [0, 0]
+    times = []
+    for n in lengths:
+        data = [lib.from_numpy(np.ascontiguousarray(d[:, :n])) for d in (x, y)]
+        begin = time.perf_counter()
+        training.step(*data)
+        times.append(time.perf_counter() - begin)
+    after = _compiled(lib) if hasattr(lib, "stats") else [0, 0]
+    return {"times": times, "programs": after[0] - before[0], "kernels": after[1] - before[1]}
+
+
+def _status(field: str) -> int:
+    with open("/proc/self/status") as f:
+        for line in f:
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def import_seconds(framework: str) -> dict[str, Any]:
+    """Seconds that the import takes in this process, NumPy's share included."""
+    return {"seconds": _imported(framework)[1]}
+
+
+def _imported(framework: str) -> tuple[Any, float]:
+    begin = time.perf_counter()
+    lib = importlib.import_module(framework)
+    return lib, time.perf_counter() - begin
+
+
+def first_step(framework: str, model: str, threads: int = 2) -> dict[str, Any]:
+    """Seconds of the import, of making the model, and of its first two training steps, in this process."""
+    lib, imported = _imported(framework)
+    lib.set_num_threads(threads)
+    begin = time.perf_counter()
+    training = make_model(lib, model)
+    made = time.perf_counter()
+    training.step()
+    first = time.perf_counter()
+    training.step()
+    second = time.perf_counter()
+    return {"import": imported, "make": made - begin, "first": first - made, "second": second - first}
+
+
+def peak_memory(framework: str, model: str, steps: int = 3, threads: int = 2) -> dict[str, Any]:
+    """Bytes: resident after the import, the highest resident size (VmHWM) after some steps, and their difference."""
+    lib, _ = _imported(framework)
+    lib.set_num_threads(threads)
+    importlib.import_module(f"{framework}.nn")
+    importlib.import_module(f"{framework}.optim")
+    base = _status("VmRSS")
+    training = make_model(lib, model)
+    for _ in range(steps):
+        training.step()
+    peak = _status("VmHWM")
+    return {"base": base, "peak": peak, "added": peak - base, "resident": _status("VmRSS")}
+
+
+def resident(framework: str, model: str, at: list[int], threads: int = 2) -> dict[str, Any]:
+    """Resident bytes after so many training steps, batches cut anew for each."""
+    lib, _ = _imported(framework)
+    lib.set_num_threads(threads)
+    training = make_model(lib, model)
+    rng = np.random.default_rng(0)
+    inputs, labels = np.asarray(training.data[0]).copy(), np.asarray(training.data[1]).copy()
+    out = []
+    for k in range(1, max(at) + 1):
+        order = rng.permutation(len(labels))
+        training.step(lib.from_numpy(inputs[order]), lib.from_numpy(labels[order]))
+        if k in at:
+            out.append(_status("VmRSS"))
+    return {"resident": out}
+
+
+def _epoch(lib: Any, steps: int) -> Training:
+    training = make_model(lib, "digits_cnn")
+    rng = np.random.default_rng(0)
+    for _ in range(steps):
+        x, y = rng.standard_normal((64, 1, 8, 8), np.float32), rng.integers(0, 10, 64)
+        training.step(lib.from_numpy(x), lib.from_numpy(y))
+    return training
+
+
+def weights_digest(lib: Any, threads: int, steps: int = 19) -> str:
+    """A hash of all weights and running statistics after an epoch (1,197 pictures) of training the digits network."""
+    before = lib.get_num_threads()
+    lib.set_num_threads(threads)
+    try:
+        state = _epoch(lib, steps).model.state_dict()
+        return hashlib.sha256(b"".join(np.ascontiguousarray(np.asarray(state[k])).tobytes() for k in sorted(state))).hexdigest()
+    finally:
+        lib.set_num_threads(before)
