@@ -139,7 +139,12 @@ def run_fresh(python: str, function: str, framework: str, threads: int, **option
     )
     arguments = json.dumps([framework, module, name, options])
     done = subprocess.run(
-        [python, "-c", code, arguments], capture_output=True, text=True, env=environment(threads, **variables), cwd=ROOT, check=False
+        [python, "-c", code, arguments],
+        capture_output=True,
+        text=True,
+        env=environment(threads, **variables),
+        cwd=ROOT,
+        check=False,
     )
     if done.returncode:
         raise WorkerError(f"{framework}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}")

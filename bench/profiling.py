@@ -84,7 +84,14 @@ def launches(recorder: Recorder) -> list[dict[str, Any]]:
     took = np.min(np.stack(recorder.times[program][1:]), axis=0)
     took = took[[type(launch) is Launch for launch in program.launches]]  # not the gates between them
     return [
-        {"seconds": float(t) / 1e9, "name": c.name, "shapes": _shapes(c), "flops": _flops(c), "bytes": _bytes(c), "blocks": c.blocks}
+        {
+            "seconds": float(t) / 1e9,
+            "name": c.name,
+            "shapes": _shapes(c),
+            "flops": _flops(c),
+            "bytes": _bytes(c),
+            "blocks": c.blocks,
+        }
         for c, t in zip(recorder.calls[program], took, strict=True)
     ]
 
@@ -118,7 +125,9 @@ def profile(name: str, threads: int, rounds: int, top: int) -> None:
         family[1] += r["limit"]
         family[2] += 1
     for label, (seconds, bounded, count) in sorted(families.items(), key=lambda f: -f[1][0]):
-        print(f"  {label:<24} {int(count):4d} launches {seconds * 1e3:9.3f} ms {seconds / total:6.1%}   limit {bounded * 1e3:9.3f} ms")
+        print(
+            f"  {label:<24} {int(count):4d} launches {seconds * 1e3:9.3f} ms {seconds / total:6.1%}   limit {bounded * 1e3:9.3f} ms"
+        )
     merged: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for r in rows:
         merged[r["name"], r["shapes"]].append(r)

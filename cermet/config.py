@@ -174,7 +174,7 @@ KNOBS: dict[str, Knob] = _declare(
          "kernels kept in memory, least recently used out first"),
     Knob("pending_nodes", "CERMET_PENDING_NODES", _integer(1), "an integer of at least 1", 10_000,
          "recorded operations after which they are evaluated without being looked at"),
-    Knob("pending_bytes", "CERMET_PENDING_BYTES", _bytes, _BYTES, 1 << 30,
+    Knob("pending_bytes", "CERMET_PENDING_BYTES", _bytes, _BYTES, 1 << 34,
          "bytes of recorded results after which they are evaluated without being looked at"),
     Knob("buffer_cache_bytes", "CERMET_BUFFER_CACHE_BYTES", _bytes, _BYTES, 256 << 20,
          "released tensor memory that is kept for reuse at any time; more is kept only while recent steps have needed it"),

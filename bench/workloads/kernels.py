@@ -91,9 +91,7 @@ def _convolution(lib: Any, case: str, backward: bool = False) -> Work:
     return lambda: lib.autograd.grad(forward(), (x, w), g)
 
 
-def _attention(
-    lib: Any, batch: int, heads: int, length: int, width: int, causal: bool = True, backward: bool = False
-) -> Work:
+def _attention(lib: Any, batch: int, heads: int, length: int, width: int, causal: bool = True, backward: bool = False) -> Work:
     q, k, v = (lib.from_numpy(numbers(batch, heads, length, width, seed=s)).requires_grad_(backward) for s in range(3))
 
     def forward() -> Any:

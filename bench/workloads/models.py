@@ -5,6 +5,7 @@ Each maker returns a ``Training``: a model, an optimizer, and the data of one st
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,7 @@ def _classifier(lib: Any, model: Any, x: Any, y: Any, optimizer: Any) -> Trainin
 def mlp(lib: Any, sizes: tuple[int, ...] = (784, 512, 512, 10), batch: int = 128, dropout: float = 0.0) -> Training:
     """Linear layers with ReLU between them, AdamW."""
     nn, layers = lib.nn, []
-    for k, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for k, (a, b) in enumerate(itertools.pairwise(sizes)):
         layers.append(nn.Linear(a, b))
         if k < len(sizes) - 2:
             layers.append(nn.ReLU())
@@ -246,7 +247,7 @@ def unet(lib: Any, batch: int = 4, size: int = 64, width: int = 32) -> Training:
             super().__init__()
             widths = [width, 2 * width, 4 * width]
             self.down = nn.ModuleList([double(a, b) for a, b in zip([3, *widths[:-1]], widths, strict=True)])
-            self.up = nn.ModuleList([nn.ConvTranspose2d(b, a, 2, 2) for a, b in zip(widths[:-1], widths[1:], strict=True)])
+            self.up = nn.ModuleList([nn.ConvTranspose2d(b, a, 2, 2) for a, b in itertools.pairwise(widths)])
             self.join = nn.ModuleList([double(2 * a, a) for a in widths[:-1]])
             self.head = nn.Conv2d(width, 4, 1)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from cermet.frontend.core import TensorBase, finish, node_of
 from cermet.frontend.tensor import Tensor
+from cermet.lazy.record import number_node
 from cermet.ops.define import REGISTRY
 from cermet.ops.public import PUBLIC, Public
 
@@ -63,6 +64,13 @@ def _operator(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
                 if call is not None:
                     fa, fb = self._fn, other._fn
                     return finish(call, (a, b), (fa, fb) if call.differentiable and (fa is not None or fb is not None) else None)
+        elif quick and type(other) in _PLAIN and self._node.meta.dtype.kind == "f":
+            a = node_of(self)
+            b = number_node(float(other), a.meta)
+            call = calls.get(((), (a.meta, b.meta)))
+            if call is not None:
+                fa = self._fn
+                return finish(call, (a, b), (fa, None) if fa is not None and call.differentiable else None)
         elif not isinstance(other, TensorBase) and not _operand(other):
             return NotImplemented
         return fn(self, other)
@@ -70,6 +78,8 @@ def _operator(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
+# A Python number beside a floating tensor is one of its dtype, whatever its own type.
+_PLAIN = frozenset((float, int, bool))
 _OPERANDS = (bool, int, float, np.generic, np.ndarray)
 
 
@@ -77,8 +87,19 @@ def _operand(x: Any) -> bool:
     return isinstance(x, _OPERANDS)
 
 
-def _reflected(fn: Callable[..., Any]) -> Callable[..., Any]:
+def _reflected(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    op = REGISTRY.get(name)
+    quick = op is not None and op.kind == "elementwise" and len(op.samples[0].args) == 2 and not op.attrs
+    calls = op.calls if op is not None else {}
+
     def method(self: Any, other: Any) -> Any:
+        if quick and type(other) in _PLAIN and self._node.meta.dtype.kind == "f":
+            b = node_of(self)
+            a = number_node(float(other), b.meta)
+            call = calls.get(((), (a.meta, b.meta)))
+            if call is not None:
+                fb = self._fn
+                return finish(call, (a, b), (None, fb) if fb is not None and call.differentiable else None)
         return fn(other, self) if _operand(other) else NotImplemented
 
     return method
@@ -109,7 +130,7 @@ def attach() -> None:
             continue
         setattr(Tensor, f"__{operator}__", _operator(name, found.fn))
         if operator not in _COMPARE:
-            setattr(Tensor, f"__r{operator}__", _reflected(found.fn))
+            setattr(Tensor, f"__r{operator}__", _reflected(name, found.fn))
             setattr(Tensor, f"__i{operator}__", _inplace_operator(found.fn))
     for dunder, name in (("neg", "neg"), ("abs", "abs"), ("invert", "bitwise_not"), ("pos", "positive")):
         found = PUBLIC.get(("", name))

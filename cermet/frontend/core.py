@@ -67,7 +67,6 @@ class TensorBase:
 
 _new = object.__new__
 tensor_type: Any = TensorBase
-pending_limit = [10_000, 1 << 40]
 evaluate_hook: list[Any] = [None]
 
 
@@ -115,7 +114,7 @@ def _sync(t: TensorBase) -> None:
 
 def on_recorded(tape: Tape, node: Node) -> None:
     """What happens after each recorded node beside recording: eager evaluation, and the limits on what may be pending."""
-    if tape.eager or len(tape.nodes) > pending_limit[0] or tape.nbytes > pending_limit[1]:
+    if tape.eager or len(tape.nodes) > tape.most_nodes or tape.nbytes > tape.most_bytes:
         evaluate_hook[0](tape)
 
 
@@ -170,7 +169,7 @@ def finish(call: Call, inputs: tuple[Node, ...], fns: tuple[Any, ...] | None) ->
     t._alias = None
     t._grad = None
     tape.nbytes += node.meta.nbytes
-    if tape.eager or len(tape.nodes) > pending_limit[0] or tape.nbytes > pending_limit[1]:
+    if tape.eager or len(tape.nodes) > tape.most_nodes or tape.nbytes > tape.most_bytes:
         evaluate_hook[0](tape)
     return t
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from cermet import config
 from cermet.dtypes import DType
-from cermet.graph.node import Call, Node, toposort
+from cermet.graph.node import Call, Meta, Node, toposort
 from cermet.ops.leaf import scalar_call
 
 __all__ = ["Tape", "local", "record", "scalar_node", "tape"]
@@ -29,19 +29,16 @@ class Tape:
         leaf_ids: numbers of the leaves' calls.
         epoch: an object; a node belongs to this recording when ``node.epoch is tape.epoch``.
         grad: whether gradients are recorded. eager: whether each op is evaluated at once.
-        nbytes: bytes of all pending results.
+        nbytes: bytes of all pending results; most_nodes, most_bytes: past these everything pending is evaluated.
     """
 
     __slots__ = (
-        "anomaly", "clones", "eager", "epoch", "evaluating", "grad", "inference", "key", "leaf_ids", "leaves", "nbytes", "nodes",
+        "clones", "eager", "epoch", "grad", "key", "leaf_ids", "leaves", "most_bytes", "most_nodes", "nbytes", "nodes",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.grad = True
-        self.inference = False
         self.eager = bool(config.eager)
-        self.anomaly = False
-        self.evaluating = False
         self.reset()
 
     def reset(self) -> None:
@@ -53,6 +50,8 @@ class Tape:
         self.clones: dict[Node, Node] = {}
         self.epoch = object()
         self.nbytes = 0
+        self.most_nodes = config.pending_nodes
+        self.most_bytes = config.pending_bytes
 
     def adopt(self, node: Node) -> Node:
         """A node of this recording, or with a known value, that equals ``node``.
@@ -125,6 +124,18 @@ def _record_adopted(t: Tape, call: Call, inputs: tuple[Node, ...], where: Any) -
 def scalar_node(value: Any, dtype: DType, device: Any) -> Node:
     """A run-time scalar: a leaf whose value is no part of any key."""
     return Node(scalar_call(dtype, device), (), value)
+
+
+_number_calls: dict[tuple[DType, Any], Call] = {}
+
+
+def number_node(value: float, like: Meta) -> Node:
+    """A run-time scalar of the dtype and device of ``like``: `scalar_node` for the operators, which write most of them."""
+    key = (like.dtype, like.device)
+    call = _number_calls.get(key)
+    if call is None:
+        call = _number_calls[key] = scalar_call(*key)
+    return Node(call, (), value)
 
 
 _internal: dict[int, bool] = {}

@@ -235,6 +235,7 @@ hooks = _Hooks()
 
 
 def call_op(op: OpDef, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> Any:
+    """Apply an op: to nodes inside the compiler, else to tensors."""
     for x in inputs:
         if type(x) is Node:
             return _apply_nodes(op, inputs, attrs)

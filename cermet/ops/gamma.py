@@ -119,7 +119,7 @@ def _digamma(x: float) -> float:
     if x < 0:
         return _digamma(1 - x) - math.pi / math.tan(math.pi * (x - math.floor(x)))
     terms = []
-    while x < 10:
+    while x < 20:
         terms.append(-1 / x)
         x += 1
     if x == math.inf:

@@ -1,4 +1,4 @@
-"""The norm of many tensors together: what gradients are clipped by."""
+"""Norms that others are divided by: of many tensors together (clipping), of a weight's slices (weight normalisation)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cermet.graph.node import Meta, meta
 from cermet.ops.arithmetic import abs_, maximum, minimum
 from cermet.ops.composing import maximum_of, narrow, sum_of, wide
 from cermet.ops.define import Arg, Failing, OpDef, Sample
-from cermet.ops.elementwise import add, mul, ne
+from cermet.ops.elementwise import add, div, mul, ne
 from cermet.ops.mathematics import pow_op, sqrt
 from cermet.ops.reduction import reduce_min
 from cermet.ops.support import check_floating, full_value, to_dtype
 
-__all__ = ["total_norm"]
+__all__ = ["total_norm", "weight_norm_op"]
 
 
 def _infer(*metas: Meta, p: float) -> Meta:
@@ -85,4 +85,46 @@ total_norm = OpDef(
     failing=(Failing((Arg((3,)), Arg((3,), (0, 4), dt.int64)), {"p": 2.0}, TypeError, "floating"),),
     ulp=64,
     doc="The p-norm of the elements of all inputs together, as one scalar. It has no gradient: it is for clipping gradients.",
+)
+
+
+# --------------------------------------------------------------------------------------------------------- weight norm
+
+
+def _others(ndim: int, dim: int) -> tuple[int, ...]:
+    """All dims but one; all of them for -1."""
+    return tuple([k for k in range(ndim) if k != dim])
+
+
+def _weight_infer(v: Meta, g: Meta, *, dim: int) -> Meta:
+    check_floating(v, "weight_norm")
+    wanted = tuple([s if k == dim else 1 for k, s in enumerate(v.shape)])
+    if g.shape not in (wanted, ()) or (g.shape == () and dim >= 0):
+        raise ValueError(f"weight_norm: magnitudes of shape {list(g.shape)} for a direction of shape {list(v.shape)}, dim {dim}")
+    return v
+
+
+def _weight_decompose(v: Any, g: Any, *, dim: int) -> Any:
+    x = wide(v)
+    length = sqrt(sum_of(mul(x, x), _others(len(x.shape), dim), True))
+    return narrow(mul(x, div(wide(g), length)), v)
+
+
+weight_norm_op = OpDef(
+    "weight_norm",
+    "composite",
+    _weight_infer,
+    attrs=("dim",),
+    vjp="auto",
+    decompose=_weight_decompose,
+    reference=lambda v, g, *, dim: v * g / np.sqrt((v * v).sum(_others(v.ndim, dim), keepdims=True)),
+    dtypes=dt.FLOATING,
+    samples=(
+        Sample((Arg((3, 4, 2)), Arg((3, 1, 1))), {"dim": 0}),
+        Sample((Arg((3, 4)), Arg((1, 4))), {"dim": 1}),
+        Sample((Arg((3, 4)), Arg(())), {"dim": -1}),
+    ),
+    failing=(Failing((Arg((3, 4)), Arg((4, 1))), {"dim": 0}, ValueError, "magnitudes"),),
+    ulp=64,
+    doc="g v / |v| with the norm over all dims but one (Salimans, Kingma 2016, arXiv:1602.07868).",
 )
