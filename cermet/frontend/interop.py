@@ -11,7 +11,7 @@ from cermet.devices import cpu
 from cermet.frontend import core
 from cermet.frontend.core import TensorBase, data_tensor, scalar_tensor
 from cermet.graph.node import meta
-from cermet.lazy.evaluate import buffer_from_array
+from cermet.lazy.values import buffer_from_array
 from cermet.ops.define import hooks
 from cermet.ops.public import public
 from cermet.runtime.buffer import Buffer

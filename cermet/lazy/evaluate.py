@@ -11,35 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from cermet import config
-from cermet.graph.node import Meta, Node
-from cermet.lazy.record import Tape, describe_location, local
-from cermet.ops.leaf import data_call, scalar_call
-from cermet.runtime.buffer import Buffer
+from cermet.graph.node import Node
+from cermet.lazy.record import Tape, local
+from cermet.lazy.values import set_value, stored_array
 
-__all__ = ["array_of", "buffer_of", "evaluate", "realize", "held_mask"]
-
-_getrefcount = sys.getrefcount
-
-
-def _baseline() -> int:
-    """The reference count that ``map(getrefcount, list)`` reports for an object which only that list holds."""
-    items = [object()]
-    return next(iter(map(_getrefcount, items)))
-
-
-_BASE = _baseline()
-
-
-def held_mask(nodes: Sequence[Node], counts: Sequence[int]) -> list[bool]:
-    """For each node of a recording, whether anything outside the recording holds it.
-
-    ``counts`` are the nodes' reference counts, taken while only the tape's list and other nodes' inputs were counted in.
-    """
-    inner: dict[Node, int] = {}
-    for n in nodes:
-        for i in n.inputs:
-            inner[i] = inner.get(i, 0) + 1
-    return [c - _BASE - inner.get(n, 0) > 0 for n, c in zip(nodes, counts, strict=True)]
+__all__ = ["array_of", "buffer_of", "evaluate", "realize"]
 
 
 def evaluate(tape: Tape) -> None:
@@ -51,8 +27,11 @@ def evaluate(tape: Tape) -> None:
     nodes = tape.nodes
     if not nodes:
         return
-    counts = tuple(map(_getrefcount, nodes))
+    counts = tuple(map(sys.getrefcount, nodes))
+    # Loaded at the first evaluation: with LLVM beneath it the compiler takes longer to import than all else together.
     if config.reference:
+        from cermet.lazy.by_reference import evaluate_reference
+
         evaluate_reference(tape, nodes, counts)
     else:
         from cermet.lazy import run
@@ -63,94 +42,6 @@ def evaluate(tape: Tape) -> None:
             # What failed stays pending under an epoch that is over; a later look at it records it again (see Tape.adopt).
             tape.reset()
             raise
-
-
-def set_value(node: Node, buffer: Any) -> None:
-    """Give a node its value and let go of what it was computed from. The buffer is set first: see `Tape.adopt`."""
-    node.buffer = buffer
-    m = node.meta
-    node.call = data_call(m) if type(buffer) is Buffer else scalar_call(m.dtype, m.device)
-    node.inputs = ()
-    node.epoch = None
-
-
-def evaluate_reference(tape: Tape, nodes: list[Node], counts: tuple[int, ...]) -> None:
-    from cermet.compiler.reference import run_reference
-
-    held = held_mask(nodes, counts)
-    clones = tape.clones
-    tape.reset()
-    wanted = [n for n, h in zip(nodes, held, strict=True) if h and n.call.outs is None]
-    error: Exception | None = None
-    values: dict[Node, Any] = {}
-    try:
-        values = run_reference(nodes, array_of)
-    except Exception as e:
-        error = e
-        failed = getattr(e, "node", None)
-        bad = {failed}
-        for n in nodes:
-            if any(i in bad for i in n.inputs):
-                bad.add(n)
-        good = [n for n in nodes if n not in bad]
-        values = _salvage(good)
-        wanted = [n for n in wanted if n in values]
-    for n in wanted:
-        set_value(n, buffer_from_array(values[n]))
-    settle_clones(clones)
-    if error is not None:
-        failed = getattr(error, "node", None)
-        raise evaluation_error(error, failed) from error
-
-
-def settle_clones(clones: dict[Node, Node]) -> None:
-    """Give the values of adopted nodes to the nodes they were adopted from."""
-    for original, clone in clones.items():
-        if clone.buffer is not None and original.buffer is None:
-            set_value(original, clone.buffer)
-
-
-def _salvage(good: list[Node]) -> dict[Node, Any]:
-    from cermet.compiler.reference import run_reference
-
-    values: dict[Node, Any] = {}
-    rest = list(good)
-    while True:
-        try:
-            return run_reference(rest, array_of)
-        except Exception as e:
-            bad = {getattr(e, "node", None)}
-            for n in rest:
-                if any(i in bad for i in n.inputs):
-                    bad.add(n)
-            rest = [n for n in rest if n not in bad]
-            if not rest:
-                return values
-
-
-def evaluation_error(error: Exception, node: Node | None) -> Exception:
-    """The same kind of error, its text naming the op and the user's line."""
-    if node is None:
-        return error
-    text = f"{error} (while computing {node.call.op.name}, recorded at {describe_location(node.where)})"
-    try:
-        return type(error)(text)
-    except Exception:
-        return RuntimeError(text)
-
-
-# ----------------------------------------------------------------------------------------------------------- values
-
-
-def buffer_from_array(array: Any) -> Buffer:
-    """A buffer with a contiguous copy of a NumPy array."""
-    import numpy as np
-
-    a = np.ascontiguousarray(array)
-    b = Buffer(a.nbytes)
-    if a.nbytes:
-        b.view(a.dtype, a.shape, writeable=True)[...] = a
-    return b
 
 
 def realize(nodes: Sequence[Node]) -> None:
@@ -180,11 +71,6 @@ def buffer_of(node: Node) -> Any:
 
 
 def array_of(node: Node) -> Any:
-    """The node's value as a NumPy array that shares its memory (read-only)."""
-    import numpy as np
-
-    value = buffer_of(node)
-    m: Meta = node.meta
-    if isinstance(value, Buffer):
-        return value.view(m.dtype.numpy, m.shape)
-    return np.asarray(value).astype(m.dtype.numpy)
+    """The node's value as a NumPy array that shares its memory (read-only); computed now if need be."""
+    buffer_of(node)
+    return stored_array(node)

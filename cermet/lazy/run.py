@@ -17,7 +17,9 @@ from cermet.compiler.build import Schedule, build_schedule
 from cermet.compiler.llvm.jit import compile_many
 from cermet.compiler.llvm.target import host
 from cermet.graph.node import Node
+from cermet.lazy.by_reference import evaluate_reference
 from cermet.lazy.record import Tape, describe_location
+from cermet.lazy.values import held_mask, set_value, settle_clones
 from cermet.runtime.buffer import Buffer
 from cermet.runtime.program import Gate, Launch, Pointer, Program, ScalarArg
 
@@ -83,20 +85,14 @@ def run_tape(tape: Tape, nodes: list[Node], counts: tuple[int, ...]) -> None:
     clones = tape.clones
     if not _run(compiled, nodes, leaves):
         # A kernel met bad data (an index out of range): the reference finds the op, computes what does not depend on it, and raises.
-        from cermet.lazy.evaluate import evaluate_reference
-
         evaluate_reference(tape, nodes, counts)
         return
     tape.reset()
     if clones:
-        from cermet.lazy.evaluate import settle_clones
-
         settle_clones(clones)
 
 
 def _find(tape: Tape, nodes: list[Node], counts: tuple[int, ...], alias: Any) -> Compiled:
-    from cermet.lazy.evaluate import held_mask
-
     held = held_mask(nodes, counts)
     key = (alias[0], alias[1], tuple(held))
     with _lock:
@@ -218,8 +214,6 @@ def _argument(
 
 def _run(compiled: Compiled, nodes: list[Node], leaves: list[Node]) -> bool:
     """Run, and give the results to their nodes. False where a kernel met bad data; then nothing was given."""
-    from cermet.lazy.evaluate import set_value
-
     taken = _donated(compiled, leaves) if compiled.donations else {}
     buffers = [taken.get(k) or Buffer(n) for k, n in enumerate(compiled.outputs)]
     bases = [leaves[k].buffer.ptr for k in compiled.leaves]

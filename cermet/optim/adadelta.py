@@ -14,6 +14,7 @@ from cermet.optim.optimizer import (
     counter,
     filled,
     gradient_of,
+    not_negative,
     scalars,
     widened,
 )  # fmt: skip
@@ -33,9 +34,8 @@ class Adadelta(Stepper):
         foreach: bool | None = None, *, capturable: bool = False, maximize: bool = False, differentiable: bool = False,
     ) -> None:  # fmt: skip
         check_lr(lr)
-        check(0.0 <= rho <= 1.0, f"Invalid rho value: {rho}")
-        check(eps >= 0.0, f"Invalid epsilon value: {eps}")
-        check(weight_decay >= 0.0, f"Invalid weight_decay value: {weight_decay}")
+        not_negative(eps=eps, weight_decay=weight_decay)
+        check(0.0 <= rho <= 1.0, f"rho={rho}: must lie in [0, 1]")
         defaults = {
             "lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay, "maximize": maximize, "capturable": capturable,
             "foreach": foreach, "differentiable": differentiable,

@@ -5,8 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from cermet.frontend.core import TensorBase
-from cermet.optim.optimizer import Params, Stepper, advance, assign, check, counter, filled, gradient_of, scalars, widened
+from cermet.optim.optimizer import (
+    Params,
+    Stepper,
+    advance,
+    assign,
+    check,
+    check_lr,
+    counter,
+    filled,
+    gradient_of,
+    not_negative,
+    scalars,
+    widened,
+)
 
 __all__ = ["Adafactor"]
 
@@ -28,14 +40,11 @@ class Adafactor(Stepper):
         self, params: Params, lr: Any = 1e-2, beta2_decay: float = -0.8, eps: tuple[float | None, float] = (None, 1e-3),
         d: float = 1.0, weight_decay: float = 0.0, *, foreach: bool | None = None, maximize: bool = False,
     ) -> None:  # fmt: skip
-        if isinstance(lr, TensorBase) and lr._node.meta.numel != 1:
-            raise ValueError("Tensor lr must be 1-element")
-        check(bool(lr >= 0.0), f"Learning rate should be >= 0 but is: {lr}")
-        check(beta2_decay <= 0.0, f"beta2_decay should be <= 0 but is: {beta2_decay}")
-        check(eps[0] is None or eps[0] >= 0.0, f"epsilon1 should be >= 0 but is: {eps[0]}")
-        check(eps[1] >= 0.0, f"epsilon2 should be >= 0 but is: {eps[1]}")
-        check(d >= 1.0, f"Clipping threshold d should be >= 1 but is: {d}")
-        check(weight_decay >= 0.0, f"weight_decay should be >= 0 but is: {weight_decay}")
+        check_lr(lr)
+        not_negative(weight_decay=weight_decay)
+        check(min(eps[0] or 0.0, eps[1]) >= 0.0, f"eps={eps}: neither may be negative")
+        check(beta2_decay <= 0.0, f"beta2_decay={beta2_decay}: a power of the step count that must not grow; give 0 or less")
+        check(d >= 1.0, f"d={d}: updates cannot be clipped to less than 1; give 1 or more")
         defaults = {
             "lr": lr, "beta2_decay": beta2_decay, "eps": eps, "d": d, "weight_decay": weight_decay, "foreach": foreach,
             "maximize": maximize,

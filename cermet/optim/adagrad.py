@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cermet.ops.optimizers import adagrad_step
-from cermet.optim.optimizer import Params, Stepper, advance, check, check_lr, check_modes, counter, filled, scalars
+from cermet.optim.optimizer import Params, Stepper, advance, check_lr, check_modes, counter, filled, not_negative, scalars
 
 __all__ = ["Adagrad"]
 
@@ -24,10 +24,7 @@ class Adagrad(Stepper):
         fused: bool | None = None,
     ) -> None:  # fmt: skip
         check_lr(lr)
-        check(lr_decay >= 0.0, f"Invalid lr_decay value: {lr_decay}")
-        check(weight_decay >= 0.0, f"Invalid weight_decay value: {weight_decay}")
-        check(initial_accumulator_value >= 0.0, f"Invalid initial_accumulator_value value: {initial_accumulator_value}")
-        check(eps >= 0.0, f"Invalid epsilon value: {eps}")
+        not_negative(lr_decay=lr_decay, weight_decay=weight_decay, eps=eps, initial_accumulator_value=initial_accumulator_value)
         check_modes(differentiable, foreach, fused)
         defaults = {
             "lr": lr, "lr_decay": lr_decay, "eps": eps, "weight_decay": weight_decay,

@@ -19,6 +19,7 @@ from cermet.optim.optimizer import (
     check_modes,
     counter,
     filled,
+    not_negative,
     number_of,
     scalars,
 )  # fmt: skip
@@ -41,11 +42,10 @@ class Adam(Stepper):
         differentiable: bool = False, fused: bool | None = None, decoupled_weight_decay: bool = False,
     ) -> None:  # fmt: skip
         check_lr(lr)
-        check(eps >= 0.0, f"Invalid epsilon value: {eps}")
         check_betas(betas)
-        check(weight_decay >= 0.0, f"Invalid weight_decay value: {weight_decay}")
+        not_negative(eps=eps, weight_decay=weight_decay)
         tensors = [isinstance(b, TensorBase) for b in betas]
-        check(tensors[0] == tensors[1], "betas must be either both floats or both Tensors")
+        check(tensors[0] == tensors[1], f"betas={betas}: give two numbers or two tensors, not one of each")
         check_modes(differentiable, foreach, fused)
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad, "maximize": maximize,

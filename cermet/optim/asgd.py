@@ -10,11 +10,11 @@ from cermet.optim.optimizer import (
     Stepper,
     advance,
     assign,
-    check,
     check_lr,
     counter,
     filled,
     gradient_of,
+    not_negative,
     number_of,
     scalars,
     set_number,
@@ -38,7 +38,7 @@ class ASGD(Stepper):
         foreach: bool | None = None, maximize: bool = False, differentiable: bool = False, capturable: bool = False,
     ) -> None:  # fmt: skip
         check_lr(lr)
-        check(weight_decay >= 0.0, f"Invalid weight_decay value: {weight_decay}")
+        not_negative(weight_decay=weight_decay)
         defaults = {
             "lr": lr, "lambd": lambd, "alpha": alpha, "t0": t0, "weight_decay": weight_decay, "foreach": foreach,
             "maximize": maximize, "differentiable": differentiable, "capturable": capturable,

@@ -43,7 +43,9 @@ class LBFGS(Optimizer):
         }  # fmt: skip
         super().__init__(params, defaults)
         if len(self.param_groups) != 1:
-            raise ValueError("LBFGS doesn't support per-parameter options (parameter groups)")
+            raise ValueError(
+                f"LBFGS: {len(self.param_groups)} groups were given; it steps along one line for all parameters, so give one"
+            )
         self._params = self.param_groups[0]["params"]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -136,7 +138,7 @@ class _Run:
             loss, grad, _ = self.evaluate()
             return at.t, loss, grad, 1
         if search != "strong_wolfe":
-            raise RuntimeError("only 'strong_wolfe' is supported")
+            raise RuntimeError(f"LBFGS: line_search_fn={search!r}; known are 'strong_wolfe' and None")
         start = [p.detach().clone() for p in self.params]
 
         def at_length(t: float) -> _Point:
@@ -208,7 +210,7 @@ def _strong_wolfe(
     c2: float = 0.9,
     most: int = 25,
 ) -> tuple[_Point, int]:
-    """A point that satisfies the strong Wolfe conditions (Nocedal, Wright, algorithms 3.5 and 3.6), and how often ``at`` was
+    """A point where both strong Wolfe conditions hold (Nocedal, Wright, algorithms 3.5 and 3.6), and how often ``at`` was
     called.
 
     Args:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from cermet.frontend.core import TensorBase
-from cermet.optim.optimizer import Params, Stepper, assign, check, filled, scalars, widened
+from cermet.optim.optimizer import Params, Stepper, assign, check, check_lr, filled, not_negative, scalars, widened
 
 __all__ = ["Muon"]
 
@@ -32,17 +31,14 @@ class Muon(Stepper):
         ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315), eps: float = 1e-7, ns_steps: int = 5,
         adjust_lr_fn: str | None = None,
     ) -> None:  # fmt: skip
-        if isinstance(lr, TensorBase) and lr._node.meta.numel != 1:
-            raise ValueError("Tensor lr must be 1-element")
-        check(lr >= 0.0, f"Learning rate should be >= 0 but is: {lr}")
-        check(momentum >= 0.0, f"momentum should be >= 0 but is: {momentum}")
-        check(weight_decay >= 0.0, f"weight decay should be >= 0 but is: {weight_decay}")
+        check_lr(lr)
+        not_negative(momentum=momentum, weight_decay=weight_decay)
         check(
             adjust_lr_fn in (None, "original", "match_rms_adamw"),
-            f"Adjust learning rate function {adjust_lr_fn} is not supported",
+            f"adjust_lr_fn={adjust_lr_fn!r}: known are 'original' (or None) and 'match_rms_adamw'",
         )
-        check(ns_steps < 100, "Number of steps must be less than 100 for computational efficiency")
-        check(len(ns_coefficients) == 3, "Coefficients must be a tuple of exactly 3 values")
+        check(ns_steps < 100, f"ns_steps={ns_steps}: at most 99 are allowed; 5 are usual, each costs three products of matrices")
+        check(len(ns_coefficients) == 3, f"ns_coefficients={ns_coefficients}: give three numbers (a, b, c)")
         defaults = {
             "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov,
             "ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn,
@@ -55,7 +51,10 @@ class Muon(Stepper):
         for p in param_group["params"]:
             if p.ndim != 2:
                 self.param_groups.remove(param_group)
-                raise ValueError(f"Muon only supports 2D parameters whereas we found a parameter with size: {p.size()}")
+                raise ValueError(
+                    f"Muon: a parameter has shape {list(p.shape)}, but only matrices can be made orthogonal; give it to another "
+                    "optimizer, such as AdamW"
+                )
 
     def _update(self, group: dict[str, Any], params: list[Any]) -> None:
         lr, momentum = self._number(group["lr"]), group["momentum"]

@@ -10,12 +10,12 @@ from cermet.optim.optimizer import (
     Stepper,
     advance,
     assign,
-    check,
     check_betas,
     check_lr,
     counter,
     filled,
     gradient_of,
+    not_negative,
     number_of,
     scalars,
     set_number,
@@ -39,10 +39,8 @@ class NAdam(Stepper):
         foreach: bool | None = None, maximize: bool = False, capturable: bool = False, differentiable: bool = False,
     ) -> None:  # fmt: skip
         check_lr(lr)
-        check(eps >= 0.0, f"Invalid epsilon value: {eps}")
         check_betas(betas)
-        check(weight_decay >= 0.0, f"Invalid weight_decay value: {weight_decay}")
-        check(momentum_decay >= 0.0, f"Invalid momentum_decay value: {momentum_decay}")
+        not_negative(eps=eps, weight_decay=weight_decay, momentum_decay=momentum_decay)
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "momentum_decay": momentum_decay,
             "decoupled_weight_decay": decoupled_weight_decay, "maximize": maximize, "foreach": foreach, "capturable": capturable,

@@ -79,7 +79,10 @@ def _with_hooks(step: Callable[..., Any]) -> Callable[..., Any]:
             changed = hook(self, args, kwargs)
             if changed is not None:
                 if not (isinstance(changed, tuple) and len(changed) == 2):
-                    raise RuntimeError(f"{step} must return None or a tuple of (new_args, new_kwargs), but got {changed}.")
+                    raise RuntimeError(
+                        f"a step pre-hook of {type(self).__name__} returned {changed!r}; return None, or the tuple (args, kwargs) "
+                        "that the step shall get instead"
+                    )
                 args, kwargs = changed
         out = step(*args, **kwargs)
         if "_opt_called" in self.__dict__:
@@ -121,14 +124,15 @@ class Optimizer:
         self.defaults = defaults
         if isinstance(params, TensorBase):
             raise TypeError(
-                "params argument given to the optimizer should be an iterable of Tensors or dicts, but got "
-                f"{type(params).__name__}"
+                f"{type(self).__name__}: params is one {type(params).__name__}; put it into a list of tensors: [tensor]"
             )
         self.state = defaultdict(dict)
         self.param_groups = []
         groups = list(params)
         if not groups:
-            raise ValueError("optimizer got an empty parameter list")
+            raise ValueError(
+                f"{type(self).__name__}: params is empty (a generator that was used up before?); give one tensor or more"
+            )
         if not isinstance(groups[0], dict):
             groups = [{"params": groups}]
         for group in groups:
@@ -163,23 +167,30 @@ class Optimizer:
             TypeError, ValueError: as for the constructor.
         """
         if not isinstance(param_group, dict):
-            raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
+            raise TypeError(
+                f"add_param_group: a group is a dict such as {{'params': [tensor], 'lr': 0.1}}, got {type(param_group).__name__}"
+            )
         params = _listed(param_group["params"])
         names = [p[0] for p in params if isinstance(p, tuple)]
         params = [p[1] if isinstance(p, tuple) else p for p in params]
         param_group["params"] = params
         if names:
             if len(names) != len(params):
-                raise ValueError("all optimizer params should be with/without names. Some param names are missing")
+                raise ValueError(
+                    f"{len(names)} of the {len(params)} parameters of a group came as (name, tensor): name all of them or none"
+                )
             param_group["param_names"] = names
-        for p in params:
+        for i, p in enumerate(params):
             if not isinstance(p, TensorBase):
-                raise TypeError(f"optimizer can only optimize Tensors, but one of the params is {type(p).__name__}")
+                raise TypeError(f"parameter {i} of the group is of type {type(p).__name__}, not a Tensor")
             if not self.defaults.get("differentiable") and not (p.is_leaf or p.retains_grad):  # type: ignore[attr-defined]
-                raise ValueError("can't optimize a non-leaf Tensor")
+                raise ValueError(
+                    f"parameter {i} of the group is not a leaf: an operation made it, so that no gradient is kept for it. Give "
+                    "the tensors that it was made from, or call retain_grad() on it first"
+                )
         for name, default in self.defaults.items():
             if default is required and name not in param_group:
-                raise ValueError(f"parameter group didn't specify a value of required optimization parameter {name}")
+                raise ValueError(f"the group has no {name!r}, and {type(self).__name__} has no default for it")
             param_group.setdefault(name, default)
         self._check_disjoint(param_group)
         self.param_groups.append(param_group)
@@ -191,18 +202,17 @@ class Optimizer:
         params = set(param_group["params"])
         if len(params) != len(param_group["params"]):
             warnings.warn(
-                "optimizer contains a parameter group with duplicate parameters; in future, this will cause an error; "
-                "see github.com/pytorch/pytorch/issues/40967 for more information",
+                "a parameter stands more than once in one group and would be updated as often in each step; list it once",
                 stacklevel=4,
             )
         for group in self.param_groups:
             if ("param_names" in param_group) != ("param_names" in group):
                 how = "with names" if "param_names" in param_group else "without names"
                 raise ValueError(
-                    f"all optimizer param groups should be with/without names. cannot add param group {how} to the optimizer"
+                    f"this group comes {how} and an earlier one does not: name the parameters of all groups or of none"
                 )
             if not params.isdisjoint(group["params"]):
-                raise ValueError("some parameters appear in more than one parameter group")
+                raise ValueError("a parameter of this group already stands in an earlier group: each belongs to one group only")
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients of all parameters, or make them zero in place."""
@@ -283,9 +293,12 @@ class Optimizer:
         saved = deepcopy(state_dict["param_groups"])
         groups = self.param_groups
         if len(groups) != len(saved):
-            raise ValueError("loaded state dict has a different number of parameter groups")
-        if any(len(a["params"]) != len(b["params"]) for a, b in zip(groups, saved)):
-            raise ValueError("loaded state dict contains a parameter group that doesn't match the size of optimizer's group")
+            raise ValueError(f"load_state_dict: groups of parameters: {len(saved)} in the state dict, {len(groups)} here")
+        for i, (own, new) in enumerate(zip(groups, saved)):
+            if len(own["params"]) != len(new["params"]):
+                raise ValueError(
+                    f"load_state_dict: parameters in group {i}: {len(new['params'])} in the state dict, {len(own['params'])} here"
+                )
         owners = dict(zip(chain.from_iterable(g["params"] for g in saved), chain.from_iterable(g["params"] for g in groups)))
         state: defaultdict[Any, dict[str, Any]] = defaultdict(dict)
         for k, value in state_dict["state"].items():
@@ -309,8 +322,8 @@ def _listed(params: Any) -> list[Any]:
         return [params]
     if isinstance(params, set):
         raise TypeError(
-            "optimizer parameters need to be organized in ordered collections, but the ordering of tensors in sets will change "
-            "between runs. Please use a list instead."
+            "params is a set, whose order differs from run to run, while state dicts tell parameters apart by their place; give a "
+            "list"
         )
     return list(params)
 
@@ -486,23 +499,29 @@ def check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def check_lr(lr: Any, message: str = "Invalid learning rate: {}") -> None:
+def not_negative(**options: Any) -> None:
+    """Raise ValueError for an option below 0."""
+    for name, value in options.items():
+        check(bool(value >= 0), f"{name}={value}: must not be negative")
+
+
+def check_lr(lr: Any) -> None:
     """Raise ValueError unless ``lr`` is a non-negative number or a tensor of one element."""
     if isinstance(lr, TensorBase) and node_of(lr).meta.numel != 1:
-        raise ValueError("Tensor lr must be 1-element")
-    check(bool(lr >= 0.0), message.format(lr))
+        raise ValueError(f"lr is a tensor of shape {list(node_of(lr).meta.shape)}; give a number, or a tensor of one element")
+    not_negative(lr=lr)
 
 
 def check_betas(betas: Any) -> None:
     """Raise ValueError unless both lie in [0, 1)."""
     for i in (0, 1):
-        check(bool(0.0 <= betas[i] < 1.0), f"Invalid beta parameter at index {i}: {betas[i]}")
+        check(bool(0.0 <= betas[i] < 1.0), f"betas[{i}]={betas[i]}: must lie in [0, 1)")
 
 
 def check_modes(differentiable: bool, foreach: bool | None, fused: bool | None) -> None:
     """Refuse PyTorch's contradictory choices; its ``foreach`` and ``fused`` are otherwise without effect, since every step is one
     program."""
     if fused and differentiable:
-        raise RuntimeError("`fused` does not support `differentiable`")
+        raise RuntimeError("fused=True contradicts differentiable=True: leave fused out where gradients flow through the update")
     if fused and foreach:
-        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        raise RuntimeError("fused=True contradicts foreach=True: leave out either (neither has an effect here)")

@@ -11,12 +11,12 @@ from cermet.optim.optimizer import (
     Stepper,
     advance,
     assign,
-    check,
     check_betas,
     check_lr,
     counter,
     filled,
     gradient_of,
+    not_negative,
     scalars,
     widened,
 )  # fmt: skip
@@ -38,9 +38,8 @@ class RAdam(Stepper):
         capturable: bool = False, differentiable: bool = False,
     ) -> None:  # fmt: skip
         check_lr(lr)
-        check(eps >= 0.0, f"Invalid epsilon value: {eps}")
         check_betas(betas)
-        check(weight_decay >= 0.0, f"Invalid weight_decay value: {weight_decay}")
+        not_negative(eps=eps, weight_decay=weight_decay)
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach,
             "capturable": capturable, "decoupled_weight_decay": decoupled_weight_decay, "differentiable": differentiable,

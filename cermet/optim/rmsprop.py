@@ -11,11 +11,11 @@ from cermet.optim.optimizer import (
     Stepper,
     advance,
     assign,
-    check,
     check_lr,
     counter,
     filled,
     gradient_of,
+    not_negative,
     scalars,
     widened,
 )  # fmt: skip
@@ -39,10 +39,7 @@ class RMSprop(Stepper):
         maximize: bool = False, differentiable: bool = False,
     ) -> None:  # fmt: skip
         check_lr(lr)
-        check(eps >= 0.0, f"Invalid epsilon value: {eps}")
-        check(momentum >= 0.0, f"Invalid momentum value: {momentum}")
-        check(weight_decay >= 0.0, f"Invalid weight_decay value: {weight_decay}")
-        check(alpha >= 0.0, f"Invalid alpha value: {alpha}")
+        not_negative(alpha=alpha, eps=eps, momentum=momentum, weight_decay=weight_decay)
         defaults = {
             "lr": lr, "momentum": momentum, "alpha": alpha, "eps": eps, "centered": centered, "weight_decay": weight_decay,
             "capturable": capturable, "foreach": foreach, "maximize": maximize, "differentiable": differentiable,

@@ -37,7 +37,7 @@ class Rprop(Stepper):
         maximize: bool = False, differentiable: bool = False,
     ) -> None:  # fmt: skip
         check_lr(lr)
-        check(0.0 < etas[0] < 1.0 < etas[1], f"Invalid eta values: {etas[0]}, {etas[1]}")
+        check(0.0 < etas[0] < 1.0 < etas[1], f"etas={etas}: the first must lie in (0, 1), the second above 1")
         defaults = {
             "lr": lr, "etas": etas, "step_sizes": step_sizes, "foreach": foreach, "maximize": maximize,
             "differentiable": differentiable, "capturable": capturable,

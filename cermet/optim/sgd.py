@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cermet.ops.optimizers import sgd_momentum_step, sgd_step
-from cermet.optim.optimizer import Params, Stepper, check, check_lr, check_modes, filled, scalars
+from cermet.optim.optimizer import Params, Stepper, check, check_lr, check_modes, filled, not_negative, scalars
 
 __all__ = ["SGD"]
 
@@ -27,9 +27,11 @@ class SGD(Stepper):
         fused: bool | None = None,
     ) -> None:  # fmt: skip
         check_lr(lr)
-        check(momentum >= 0.0, f"Invalid momentum value: {momentum}")
-        check(bool(weight_decay >= 0.0), f"Invalid weight_decay value: {weight_decay}")
-        check(not nesterov or (momentum > 0 and dampening == 0), "Nesterov momentum requires a momentum and zero dampening")
+        not_negative(momentum=momentum, weight_decay=weight_decay)
+        check(
+            not nesterov or (momentum > 0 and dampening == 0),
+            f"nesterov=True with momentum={momentum}, dampening={dampening}: give a positive momentum and leave dampening out",
+        )
         check_modes(differentiable, foreach, fused)
         defaults = {
             "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay, "nesterov": nesterov,

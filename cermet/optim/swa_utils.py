@@ -33,7 +33,7 @@ def _number(x: Any) -> float:
 
 
 def _check_decay(decay: float) -> None:
-    check(0.0 <= decay <= 1.0, f"Invalid decay value {decay} provided. Please provide a value in [0,1] range.")
+    check(0.0 <= decay <= 1.0, f"decay={decay}: must lie in [0, 1]")
 
 
 def get_ema_multi_avg_fn(decay: float = 0.999) -> Callable[..., None]:
@@ -95,8 +95,8 @@ class AveragedModel(Module):
 
     Args:
         model: what to average. device: where to keep the averages.
-        avg_fn: ``avg_fn(average, current, count)``, the new average of one parameter. multi_avg_fn: ``multi_avg_fn(averages,
-            currents, count)`` changes all in place. Neither: equal weights.
+        avg_fn: gives the new average of one parameter, called with (average, current, count). multi_avg_fn: changes all in
+            place, called with (averages, currents, count). Neither: equal weights.
         use_buffers: whether buffers are averaged too; otherwise they are copied.
 
     Raises:
@@ -111,7 +111,7 @@ class AveragedModel(Module):
     ) -> None:  # fmt: skip
         super().__init__()
         if avg_fn is not None and multi_avg_fn is not None:
-            raise AssertionError("Only one of avg_fn and multi_avg_fn should be provided")
+            raise AssertionError("AveragedModel: avg_fn and multi_avg_fn were both given; leave one of them out")
         self.module = deepcopy(model)
         if device is not None:
             self.module = self.module.to(device)
@@ -206,11 +206,11 @@ class SWALR(LRScheduler):
             group["swa_lr"] = value
         check(
             anneal_strategy in ("cos", "linear"),
-            f"anneal_strategy must be one of 'cos' or 'linear', instead got {anneal_strategy}",
+            f"anneal_strategy={anneal_strategy!r}: known are 'cos' and 'linear'",
         )
         check(
             isinstance(anneal_epochs, int) and anneal_epochs >= 0,
-            f"anneal_epochs must be equal or greater than 0, got {anneal_epochs}",
+            f"anneal_epochs={anneal_epochs}: give a whole number, 0 or more",
         )
         self._anneal_strategy = anneal_strategy
         self.anneal_epochs = anneal_epochs

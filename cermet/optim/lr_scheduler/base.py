@@ -13,16 +13,19 @@ from cermet.optim.optimizer import Optimizer
 
 __all__ = ["LRScheduler"]
 
-EPOCH_DEPRECATION_WARNING = (
-    "The epoch parameter in `scheduler.step()` was not necessary and is being deprecated where possible. Please use "
-    "`scheduler.step()` to step the scheduler. During the deprecation, if epoch is different from None, the closed form is used "
-    "instead of the new chainable form, where available."
+_EPOCH_WARNING = (
+    "scheduler.step(epoch): giving the epoch is deprecated, in PyTorch too. The rate is now a function of that epoch alone (where the "
+    "schedule has such a formula), whatever other schedules did to it; call scheduler.step() once for each epoch instead"
 )
 _ORDER_WARNING = (
-    "Detected call of `lr_scheduler.step()` before `optimizer.step()`. You should call them in the opposite order: "
-    "`optimizer.step()` before `lr_scheduler.step()`. Failure to do this will result in skipping the first value of the learning "
-    "rate schedule."
+    "the schedule was stepped before the optimizer, so that nothing was trained with its first rate: call optimizer.step(), then "
+    "scheduler.step()"
 )
+
+
+def warn_of_epoch() -> None:
+    """For the caller of a step: that it should not name the epoch."""
+    warnings.warn(_EPOCH_WARNING, stacklevel=3)
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -55,11 +58,19 @@ def per_group(name: str, optimizer: Optimizer, value: Any) -> list[Any]:
     if not isinstance(value, list | tuple):
         value = [value] * count
     elif len(value) != count:
-        raise ValueError(
-            f"{name} must have the same length as optimizer.param_groups. {name} has {len(value)} values, param_groups has "
-            f"{count}."
-        )
+        raise ValueError(f"{name}: {len(value)} values for {count} parameter groups; give one for each, or one for all")
     return [_copied(v) for v in value]
+
+
+def positive(name: str, value: int) -> int:
+    """A number of steps.
+
+    Raises:
+        ValueError: unless it is a whole number above 0.
+    """
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
+    return value
 
 
 def _copied(value: Any) -> Any:
@@ -92,8 +103,8 @@ class LRScheduler:
                 group.setdefault("initial_lr", _copied(group["lr"]))
             elif "initial_lr" not in group:
                 raise KeyError(
-                    f"param 'initial_lr' is not specified in param_groups[{i}] when resuming scheduler with last_epoch >= 0: "
-                    "load the optimizer's state dict first, or start with last_epoch=-1"
+                    f"group {i} of the optimizer has no 'initial_lr', from which a schedule that goes on at last_epoch={last_epoch} "
+                    "computes its rates: load the optimizer's state dict first, or start with last_epoch=-1"
                 )
         self.base_lrs = values_of(optimizer, "initial_lr")
         self.last_epoch = last_epoch
@@ -124,9 +135,7 @@ class LRScheduler:
     def get_lr(self) -> list[Any]:
         """The rates that a step to ``last_epoch`` sets; for the current ones use `get_last_lr`."""
         if not self._get_lr_called_within_step:
-            warnings.warn(
-                "To get the last learning rate computed by the scheduler, please use `get_last_lr()`.", UserWarning, stacklevel=2
-            )
+            warnings.warn("get_lr() is for the inside of a step; get_last_lr() tells the present rates", stacklevel=2)
         return self._rates()
 
     def _rates(self) -> list[Any]:
@@ -145,11 +154,11 @@ class LRScheduler:
         Args:
             epoch: the epoch to go to instead (deprecated in PyTorch); uses the closed form where there is one.
         """
-        if self._step_count == 1 and not self.optimizer.__dict__.get("_opt_called"):
-            warnings.warn(_ORDER_WARNING, UserWarning, stacklevel=2)
-        self._step_count += 1
         if epoch is not None:
-            warnings.warn(EPOCH_DEPRECATION_WARNING, UserWarning, stacklevel=2)
+            warn_of_epoch()
+        if self._step_count == 1 and not self.optimizer.__dict__.get("_opt_called"):
+            warnings.warn(_ORDER_WARNING, stacklevel=2)
+        self._step_count += 1
         self._update_lr(epoch)
 
     def _update_lr(self, epoch: int | None = None) -> None:
@@ -178,14 +187,11 @@ def check_members(self: Any, optimizer: Optimizer, schedulers: Sequence[Any], re
     name = type(self).__name__
     for i, s in enumerate(schedulers):
         if not hasattr(s, "optimizer"):
-            raise TypeError(f"{name} at index {i} should have `optimizer` as its attribute.")
+            raise TypeError(f"{name}: scheduler {i} is a {type(s).__name__}, which has no attribute `optimizer`; give schedules")
         if isinstance(s, refused):
-            raise ValueError(
-                f"{name} does not support `ReduceLROnPlateau` scheduler as it requires additional kwargs to be specified when "
-                f"calling `step`, but got one at index {i} in the given schedulers sequence."
-            )
+            raise ValueError(f"{name}: scheduler {i} is a {refused.__name__}, whose step needs a metric; step it by itself")
         if optimizer is not s.optimizer:
             raise ValueError(
-                f"{name} expects all schedulers to belong to the same optimizer, but got scheduler {type(s).__name__} at index "
-                f"{i} has {s.optimizer}, which is different from {type(optimizer).__name__}."
+                f"{name}: scheduler {i}, a {type(s).__name__}, steers another optimizer ({type(s.optimizer).__name__}) than "
+                f"{name} does ({type(optimizer).__name__}); make all of them for one"
             )

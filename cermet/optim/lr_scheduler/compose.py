@@ -41,18 +41,15 @@ class SequentialLR(_Composed):
     """
 
     def __init__(self, optimizer: Optimizer, schedulers: list[LRScheduler], milestones: list[int], last_epoch: int = -1) -> None:
-        name = type(self).__name__
-        check(len(schedulers) >= 1, f"{name} expects at least one scheduler, but got no scheduler.")
+        check(len(schedulers) > 0, f"{type(self).__name__}: the list of schedulers is empty")
         check_members(self, optimizer, schedulers, ReduceLROnPlateau)
         check(
             len(milestones) == len(schedulers) - 1,
-            "Sequential Schedulers expects number of schedulers provided to be one more than the number of milestone points, but "
-            f"got number of schedulers {len(schedulers)} and the number of milestones to be equal to {len(milestones)}",
+            f"{type(self).__name__}: between {len(schedulers)} schedulers lie {len(schedulers) - 1} milestones, got {milestones}",
         )
-        self._schedulers = schedulers
-        self._milestones = milestones
-        self.last_epoch = last_epoch + 1
         self.optimizer = optimizer
+        self.last_epoch = last_epoch + 1
+        self._schedulers, self._milestones = schedulers, milestones
         # Each schedule took its first step when it was made; only the one that begins may have.
         for group in optimizer.param_groups:
             set_value(group, "lr", group["initial_lr"])
@@ -90,7 +87,7 @@ class ChainedScheduler(_Composed):
     """
 
     def __init__(self, schedulers: Sequence[LRScheduler], optimizer: Optimizer | None = None) -> None:
-        check(len(schedulers) >= 1, f"{type(self).__name__} expects at least one scheduler to be chained, but got no scheduler.")
+        check(len(schedulers) > 0, f"{type(self).__name__}: the list of schedulers is empty")
         optimizer = optimizer or schedulers[0].optimizer
         check_members(self, optimizer, schedulers, ReduceLROnPlateau)
         self._schedulers = schedulers

@@ -7,7 +7,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from cermet.optim.lr_scheduler.base import LRScheduler, check_optimizer, per_group, set_value
+from cermet.optim.lr_scheduler.base import LRScheduler, check_optimizer, per_group, positive, set_value
 from cermet.optim.optimizer import Optimizer, check
 
 __all__ = ["CyclicLR", "OneCycleLR"]
@@ -23,7 +23,7 @@ class _WithMomentum(LRScheduler):
         defaults = self.optimizer.defaults
         check(
             "momentum" in defaults or "betas" in defaults,
-            "optimizer must support momentum or beta1 with `cycle_momentum` option enabled",
+            f"cycle_momentum=True, but {type(self.optimizer).__name__} has neither momentum nor betas; pass cycle_momentum=False",
         )
         self.use_beta1 = "betas" in defaults
         lows = per_group("base_momentum", self.optimizer, base)
@@ -71,7 +71,10 @@ class CyclicLR(_WithMomentum):
         down = step_size_up if step_size_down is None else step_size_down
         self.total_size = float(step_size_up) + float(down)
         self.step_ratio = float(step_size_up) / self.total_size
-        check(mode in ("triangular", "triangular2", "exp_range") or scale_fn is not None, "mode is invalid and scale_fn is None")
+        check(
+            scale_fn is not None or mode in ("triangular", "triangular2", "exp_range"),
+            f"CyclicLR: mode={mode!r}; known are 'triangular', 'triangular2' and 'exp_range', or give a scale_fn",
+        )
         self.mode = mode
         self.gamma = gamma
         self._scale_fn_custom: Any = scale_fn
@@ -138,12 +141,10 @@ class OneCycleLR(_WithMomentum):
         self.optimizer = optimizer
         self.total_steps = _total(total_steps, epochs, steps_per_epoch)
         check(
-            isinstance(pct_start, float) and 0 <= pct_start <= 1, f"Expected float between 0 and 1 pct_start, but got {pct_start}"
+            isinstance(pct_start, float) and 0 <= pct_start <= 1,
+            f"pct_start={pct_start!r}: give the part of the steps that goes up, a float in [0, 1]",
         )
-        check(
-            anneal_strategy in ("cos", "linear"),
-            f"anneal_strategy must be one of 'cos' or 'linear', instead got {anneal_strategy}",
-        )
+        check(anneal_strategy in ("cos", "linear"), f"anneal_strategy={anneal_strategy!r}: known are 'cos' and 'linear'")
         self._schedule_phases = _phases(pct_start, self.total_steps, three_phase)
         self._anneal_func_type = anneal_strategy
         max_lrs = per_group("max_lr", optimizer, max_lr)
@@ -164,7 +165,7 @@ class OneCycleLR(_WithMomentum):
 
     def _rates(self) -> list[Any]:
         now = self.last_epoch
-        check(now <= self.total_steps, f"Tried to step {now} times. The specified number of total steps is {self.total_steps}")
+        check(now <= self.total_steps, f"OneCycleLR: step {now} of a cycle made for {self.total_steps}; give it more total_steps")
         begin = 0.0
         for phase in self._schedule_phases[:-1]:
             if now <= phase["end_step"]:
@@ -183,16 +184,10 @@ class OneCycleLR(_WithMomentum):
 
 def _total(total_steps: int | None, epochs: int | None, steps_per_epoch: int | None) -> int:
     if total_steps is not None:
-        check(isinstance(total_steps, int) and total_steps > 0, f"Expected positive integer total_steps, but got {total_steps}")
-        return total_steps
+        return positive("total_steps", total_steps)
     if epochs is None or steps_per_epoch is None:
-        raise ValueError("You must define either total_steps OR (epochs AND steps_per_epoch)")
-    check(isinstance(epochs, int) and epochs > 0, f"Expected positive integer epochs, but got {epochs}")
-    check(
-        isinstance(steps_per_epoch, int) and steps_per_epoch > 0,
-        f"Expected positive integer steps_per_epoch, but got {steps_per_epoch}",
-    )
-    return epochs * steps_per_epoch
+        raise ValueError("OneCycleLR: how long is the cycle? Give total_steps, or both epochs and steps_per_epoch")
+    return positive("epochs", epochs) * positive("steps_per_epoch", steps_per_epoch)
 
 
 def _phases(pct_start: float, total: int, three: bool) -> list[dict[str, Any]]:

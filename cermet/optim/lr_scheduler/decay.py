@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from cermet.optim.lr_scheduler.base import LRScheduler, saved_functions, set_value, values_of
+from cermet.optim.lr_scheduler.base import LRScheduler, positive, saved_functions, set_value, values_of
 from cermet.optim.optimizer import Optimizer, check
 
 __all__ = [
@@ -32,7 +32,7 @@ class LambdaLR(LRScheduler):
         if not isinstance(lr_lambda, list | tuple):
             self.lr_lambdas = [lr_lambda] * count
         else:
-            check(len(lr_lambda) == count, f"Expected {count} lr_lambdas, but got {len(lr_lambda)}")
+            check(len(lr_lambda) == count, f"lr_lambda: {len(lr_lambda)} functions for {count} parameter groups")
             self.lr_lambdas = list(lr_lambda)
         self._check_functions()
         super().__init__(optimizer, last_epoch)
@@ -67,7 +67,7 @@ class MultiplicativeLR(LambdaLR):
     def _check_functions(self) -> None:
         for fn in self.lr_lambdas:
             if not callable(fn):
-                raise TypeError(f"lr_lambda should be a function, but got {type(fn).__name__}")
+                raise TypeError(f"lr_lambda is of type {type(fn).__name__}; give a function of the epoch, or one for each group")
 
     def _rates(self) -> list[Any]:
         if self._is_initial:
@@ -117,7 +117,7 @@ class ConstantLR(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, factor: float = 1.0 / 3, total_iters: int = 5, last_epoch: int = -1) -> None:
-        check(0 <= factor <= 1.0, "Constant multiplicative factor expected to be between 0 and 1.")
+        check(0 <= factor <= 1.0, f"ConstantLR: factor={factor} must lie in [0, 1]")
         self.factor = factor
         self.total_iters = total_iters
         super().__init__(optimizer, last_epoch)
@@ -146,11 +146,12 @@ class LinearLR(LRScheduler):
         total_iters: int = 5,
         last_epoch: int = -1,
     ) -> None:
-        check(0 < start_factor <= 1.0, "Starting multiplicative factor expected to be greater than 0 and less or equal to 1.")
-        check(0 <= end_factor <= 1.0, "Ending multiplicative factor expected to be between 0 and 1.")
-        self.start_factor = start_factor
-        self.end_factor = end_factor
+        check(
+            0 < start_factor <= 1.0, f"LinearLR: start_factor={start_factor} must lie in (0, 1], or no step could raise the rate"
+        )
+        check(0 <= end_factor <= 1.0, f"LinearLR: end_factor={end_factor} must lie in [0, 1]")
         self.total_iters = total_iters
+        self.start_factor, self.end_factor = start_factor, end_factor
         super().__init__(optimizer, last_epoch)
 
     def _rates(self) -> list[Any]:
@@ -236,12 +237,10 @@ class CosineAnnealingWarmRestarts(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, T_0: int, T_mult: int = 1, eta_min: float = 0.0, last_epoch: int = -1) -> None:
-        check(isinstance(T_0, int) and T_0 > 0, f"Expected positive integer T_0, but got {T_0}")
-        check(isinstance(T_mult, int) and T_mult >= 1, f"Expected integer T_mult >= 1, but got {T_mult}")
-        check(isinstance(eta_min, float | int), f"Expected float or int eta_min, but got {eta_min} of type {type(eta_min)}")
-        self.T_0 = T_0
+        check(isinstance(eta_min, float | int), f"eta_min={eta_min!r}: give a number, got a {type(eta_min).__name__}")
+        self.T_0 = positive("T_0", T_0)
+        self.T_mult = positive("T_mult", T_mult)
         self.T_i: float = T_0
-        self.T_mult = T_mult
         self.eta_min = eta_min
         self.T_cur: float = last_epoch
         super().__init__(optimizer, last_epoch)
@@ -256,18 +255,17 @@ class CosineAnnealingWarmRestarts(LRScheduler):
         Raises:
             ValueError: for a negative epoch.
         """
-        if epoch is None and self.last_epoch < 0:
-            epoch = 0
-        if epoch is None:
-            epoch = self.last_epoch + 1
+        if epoch is None and self.last_epoch >= 0:
+            self.last_epoch += 1
             self.T_cur += 1
             if self.T_cur >= self.T_i:
                 self.T_cur %= self.T_i
                 self.T_i *= self.T_mult
         else:
-            check(epoch >= 0, f"Expected non-negative epoch, but got {epoch}")
-            self._locate(epoch)
-        self.last_epoch = math.floor(epoch)
+            target = epoch or 0.0
+            check(target >= 0, f"step({epoch}): the first epoch is 0")
+            self._locate(target)
+            self.last_epoch = math.floor(target)
         self._get_lr_called_within_step = True
         try:
             rates = self.get_lr()

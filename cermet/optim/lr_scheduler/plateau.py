@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
-from cermet.optim.lr_scheduler.base import EPOCH_DEPRECATION_WARNING, LRScheduler, check_optimizer, set_value, values_of
+from cermet.optim.lr_scheduler.base import LRScheduler, check_optimizer, set_value, values_of, warn_of_epoch
 from cermet.optim.optimizer import Optimizer, check
 
 __all__ = ["ReduceLROnPlateau"]
@@ -30,38 +29,36 @@ class ReduceLROnPlateau(LRScheduler):
         self, optimizer: Optimizer, mode: str = "min", factor: float = 0.1, patience: int = 10, threshold: float = 1e-4,
         threshold_mode: str = "rel", cooldown: int = 0, min_lr: list[float] | float = 0, eps: float = 1e-8,
     ) -> None:  # fmt: skip
-        check(factor < 1.0, "Factor should be < 1.0.")
+        check(factor < 1.0, f"ReduceLROnPlateau: factor={factor} would not reduce the rate; give less than 1")
         check_optimizer(optimizer)
         count = len(optimizer.param_groups)
         self.factor = factor
         self.optimizer = optimizer
         self.default_min_lr: float | None = None
         if isinstance(min_lr, list | tuple):
-            check(len(min_lr) == count, f"expected {count} min_lrs, got {len(min_lr)}")
+            check(len(min_lr) == count, f"min_lr: {len(min_lr)} values for {count} parameter groups")
             self.min_lrs = list(min_lr)
         else:
             self.default_min_lr = min_lr
             self.min_lrs = [min_lr] * count
-        self.patience = patience
-        self.cooldown = cooldown
-        self.eps = eps
         self.last_epoch = 0
+        self.eps = eps
+        self.patience, self.cooldown = patience, cooldown
         self._last_lr = values_of(optimizer, "lr")
         self._init_is_better(mode, threshold, threshold_mode)
         self._reset()
 
     def _init_is_better(self, mode: str, threshold: float, threshold_mode: str) -> None:
-        check(mode in ("min", "max"), f"mode {mode} is unknown!")
-        check(threshold_mode in ("rel", "abs"), f"threshold mode {threshold_mode} is unknown!")
+        check(mode in ("min", "max"), f"mode={mode!r}: known are 'min' and 'max'")
+        check(threshold_mode in ("rel", "abs"), f"threshold_mode={threshold_mode!r}: known are 'rel' and 'abs'")
         self.mode_worse = math.inf if mode == "min" else -math.inf
         self.mode = mode
         self.threshold = threshold
         self.threshold_mode = threshold_mode
 
     def _reset(self) -> None:
+        self.cooldown_counter = self.num_bad_epochs = 0
         self.best = self.mode_worse
-        self.cooldown_counter = 0
-        self.num_bad_epochs = 0
 
     @property
     def in_cooldown(self) -> bool:
@@ -78,34 +75,26 @@ class ReduceLROnPlateau(LRScheduler):
         Args:
             metrics: a number, or a tensor of one element.
         """
-        current = float(metrics)
-        if epoch is None:
-            epoch = self.last_epoch + 1
-        else:
-            warnings.warn(EPOCH_DEPRECATION_WARNING, UserWarning, stacklevel=2)
-        self.last_epoch = epoch
-        if self._is_better(current, self.best):
-            self.best = current
-            self.num_bad_epochs = 0
-        else:
-            self.num_bad_epochs += 1
-        if self.in_cooldown:
-            self.cooldown_counter -= 1
-            self.num_bad_epochs = 0
+        if epoch is not None:
+            warn_of_epoch()
+        self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
+        value = float(metrics)
+        better, waiting = self._is_better(value, self.best), self.in_cooldown
+        self.best = value if better else self.best
+        self.cooldown_counter -= waiting
+        self.num_bad_epochs = 0 if better or waiting else self.num_bad_epochs + 1
         if self.num_bad_epochs > self.patience:
-            self._reduce_lr(epoch)
-            self.cooldown_counter = self.cooldown
-            self.num_bad_epochs = 0
+            self._reduce_lr()
+            self.num_bad_epochs, self.cooldown_counter = 0, self.cooldown
         self._last_lr = values_of(self.optimizer, "lr")
 
-    def _reduce_lr(self, epoch: int) -> None:
+    def _reduce_lr(self) -> None:
         groups = self.optimizer.param_groups
         if len(groups) != len(self.min_lrs):
             if self.default_min_lr is None:
                 raise RuntimeError(
-                    f"The number of param groups in the `optimizer` ({len(groups)}) differs from when `ReduceLROnPlateau` was "
-                    f"initialized ({len(self.min_lrs)}), usually due to a new param group being added to the optimizer. Please "
-                    "modify the `min_lrs` field to match the length of the `optimizer` param groups."
+                    f"ReduceLROnPlateau: the optimizer has {len(groups)} parameter groups now, and min_lr was given for "
+                    f"{len(self.min_lrs)}; set the schedule's min_lrs to a list with one bound for each group"
                 )
             self.min_lrs = [self.default_min_lr] * len(groups)
         for group, least in zip(groups, self.min_lrs):
