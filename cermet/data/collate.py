@@ -61,14 +61,18 @@ def default_collate(batch: Any) -> Any:
         return type(first)(*[default_collate(column) for column in zip(*batch)])
     if isinstance(first, Sequence):
         if any(len(sample) != len(first) for sample in batch):
-            raise RuntimeError("each element in list of batch should be of equal size")
+            lengths = sorted({len(sample) for sample in batch})
+            raise RuntimeError(
+                f"default_collate: samples of different lengths {lengths} make no batch; pad them in the dataset, or give the "
+                "DataLoader a collate_fn of your own"
+            )
         columns = [default_collate(column) for column in zip(*batch)]
         return columns if isinstance(first, tuple) else _like_sequence(first, columns)
     raise TypeError(_refusal(type(first)))
 
 
 def _refusal(what: Any) -> str:
-    return f"default_collate: batch must contain tensors, numpy arrays, numbers, dicts or lists; found {what}"
+    return f"default_collate: cannot stack samples of {what}; make them tensors or arrays, or give the DataLoader a collate_fn"
 
 
 def _stack(tensors: Sequence[Any]) -> Any:
@@ -81,8 +85,8 @@ def _stack(tensors: Sequence[Any]) -> Any:
     for i, n in enumerate(nodes):
         if n.meta.shape != shape:
             raise RuntimeError(
-                f"stack expects each tensor to be equal size, but got {list(shape)} at entry 0 and {list(n.meta.shape)} at entry "
-                f"{i}"
+                f"default_collate: sample 0 has shape {list(shape)} and sample {i} {list(n.meta.shape)}; tensors of one batch need "
+                "one shape: pad or crop them in the dataset"
             )
         dtype = dtype if n.meta.dtype is dtype else dt.promote_types(dtype, n.meta.dtype)
     realize(nodes)

@@ -30,7 +30,7 @@ class Dataset(Generic[T_co]):
     gives the list of several samples at once."""
 
     def __getitem__(self, index: Any) -> T_co:
-        raise NotImplementedError("Subclasses of Dataset should implement __getitem__.")
+        raise NotImplementedError(f"{type(self).__name__} defines no __getitem__, which gives the sample at an index")
 
     def __add__(self, other: Dataset[T_co]) -> ConcatDataset[T_co]:
         return ConcatDataset([self, other])
@@ -40,7 +40,7 @@ class IterableDataset(Dataset[T_co], Iterable[T_co]):
     """A stream of samples. Subclasses define ``__iter__``."""
 
     def __iter__(self) -> Iterator[T_co]:
-        raise NotImplementedError("Subclasses of IterableDataset should implement __iter__.")
+        raise NotImplementedError(f"{type(self).__name__} defines no __iter__, which gives one sample after the other")
 
     def __add__(self, other: Dataset[T_co]) -> Any:
         return ChainDataset([self, other])
@@ -57,7 +57,7 @@ class TensorDataset(Dataset[tuple[Any, ...]]):
 
     def __init__(self, *tensors: Any) -> None:
         if any(len(t) != len(tensors[0]) for t in tensors):
-            raise AssertionError("Size mismatch between tensors")
+            raise AssertionError(f"TensorDataset: the tensors have {[len(t) for t in tensors]} rows; all need the same number")
         self.tensors = tensors
 
     def __getitem__(self, index: Any) -> tuple[Any, ...]:
@@ -83,7 +83,7 @@ def gathered(t: Any, where: np.ndarray) -> Any:
     n = len(t)
     if where.size and not (-n <= where.min() and where.max() < n):
         bad = where[(where < -n) | (where >= n)][0]
-        raise IndexError(f"index {bad} is out of bounds for dimension 0 with size {n}")
+        raise IndexError(f"there is no row {bad} in a dataset of {n}")
     if fn_of(t) is not None:
         return t[from_array(where)]
     node = node_of(t)
@@ -107,16 +107,15 @@ class StackDataset(Dataset[Any]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if args and kwargs:
             raise ValueError(
-                "Supported either ``tuple``- (via ``args``) or ``dict``- (via ``kwargs``) like input/output, but both types are "
-                "given."
+                "StackDataset: give all datasets in place (samples are tuples) or all by keyword (samples are dicts)"
             )
         if not args and not kwargs:
-            raise ValueError("At least one dataset should be passed")
+            raise ValueError("StackDataset: no dataset was given")
         self.datasets = args or kwargs
         each = list(args or kwargs.values())
         self._length = len(each[0])
         if any(len(d) != self._length for d in each):
-            raise ValueError("Size mismatch between datasets")
+            raise ValueError(f"StackDataset: the datasets have {[len(d) for d in each]} samples; all need the same number")
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(self.datasets, dict):
@@ -138,7 +137,7 @@ def _several(dataset: Any, indices: Sequence[int]) -> list[Any]:
     if callable(getattr(dataset, "__getitems__", None)):
         items = dataset.__getitems__(indices)
         if len(items) != len(indices):
-            raise ValueError(f"Nested dataset's output size mismatch. Expected {len(indices)}, got {len(items)}")
+            raise ValueError(f"{type(dataset).__name__}.__getitems__ gave {len(items)} samples for {len(indices)} indices")
         return items
     return [dataset[i] for i in indices]
 
@@ -161,26 +160,29 @@ class ConcatDataset(Dataset[T_co]):
     def __init__(self, datasets: Iterable[Any]) -> None:
         self.datasets = list(datasets)
         if not self.datasets:
-            raise AssertionError("datasets should not be an empty iterable")
-        if any(isinstance(d, IterableDataset) for d in self.datasets):
-            raise AssertionError("ConcatDataset does not support IterableDataset")
+            raise AssertionError("ConcatDataset: no dataset was given")
+        for position, d in enumerate(self.datasets):
+            if isinstance(d, IterableDataset):
+                raise AssertionError(
+                    f"ConcatDataset: dataset {position} is a stream without indices; join streams by ChainDataset"
+                )
         self.cumulative_sizes = self.cumsum(self.datasets)
+
+    def __getitem__(self, index: int) -> Any:
+        total = len(self)
+        if index < -total:
+            raise ValueError(f"ConcatDataset: index {index} lies before the first of {total} samples")
+        place = index if index >= 0 else index + total
+        which = bisect.bisect_right(self.cumulative_sizes, place)
+        return self.datasets[which][place - (self.cumulative_sizes[which - 1] if which else 0)]
 
     def __len__(self) -> int:
         return self.cumulative_sizes[-1]
 
-    def __getitem__(self, index: int) -> Any:
-        if index < 0:
-            if -index > len(self):
-                raise ValueError("absolute value of index should not exceed dataset length")
-            index += len(self)
-        which = bisect.bisect_right(self.cumulative_sizes, index)
-        return self.datasets[which][index - (self.cumulative_sizes[which - 1] if which else 0)]
-
     @property
     def cummulative_sizes(self) -> list[int]:
         """An old misspelling of `cumulative_sizes`."""
-        warnings.warn("cummulative_sizes attribute is renamed to cumulative_sizes", DeprecationWarning, stacklevel=2)
+        warnings.warn("cummulative_sizes is misspelt; write cumulative_sizes", DeprecationWarning, stacklevel=2)
         return self.cumulative_sizes
 
 
@@ -191,18 +193,19 @@ class ChainDataset(IterableDataset[Any]):
         self.datasets = datasets
 
     def __iter__(self) -> Iterator[Any]:
-        for d in self.datasets:
-            if not isinstance(d, IterableDataset):
-                raise AssertionError("ChainDataset only supports IterableDataset")
-            yield from d
+        return itertools.chain.from_iterable(self._streams())
 
     def __len__(self) -> int:
-        total = 0
-        for d in self.datasets:
+        return sum(len(stream) for stream in self._streams())
+
+    def _streams(self) -> Iterator[Any]:
+        """The streams, each checked when its turn comes: they may be given by a generator."""
+        for position, d in enumerate(self.datasets):
             if not isinstance(d, IterableDataset):
-                raise AssertionError("ChainDataset only supports IterableDataset")
-            total += len(d)  # type: ignore[arg-type]
-        return total
+                raise AssertionError(
+                    f"ChainDataset: dataset {position} is a {type(d).__name__}, not an IterableDataset; join those by ConcatDataset"
+                )
+            yield d
 
 
 class Subset(Dataset[T_co]):
@@ -241,8 +244,7 @@ def batch_function(dataset: Any) -> Callable[[Sequence[int]], Any] | None:
 
 
 def random_split(dataset: Any, lengths: Sequence[int | float], generator: Any = None) -> list[Subset[Any]]:
-    """Disjoint random subsets of given lengths, or of given fractions that sum up to 1 (what rounding leaves goes to the first
-    ones).
+    """Disjoint random subsets of given lengths, or of given fractions of the whole (what rounding leaves goes to the first ones).
 
     Raises:
         ValueError: for a fraction outside [0, 1], and when the lengths do not sum up to that of the dataset.
@@ -251,16 +253,18 @@ def random_split(dataset: Any, lengths: Sequence[int | float], generator: Any = 
     if math.isclose(sum(lengths), 1) and sum(lengths) <= 1:
         for i, fraction in enumerate(lengths):
             if not 0 <= fraction <= 1:
-                raise ValueError(f"Fraction at index {i} is not between 0 and 1")
+                raise ValueError(f"random_split: lengths[{i}] = {fraction}; a fraction must lie in [0, 1]")
         counts = [math.floor(total * fraction) for fraction in lengths]
         for i in range(total - sum(counts)):
             counts[i % len(counts)] += 1
         for i, n in enumerate(counts):
             if n == 0:
-                warnings.warn(f"Length of split at index {i} is 0. This might result in an empty dataset.", stacklevel=2)
+                warnings.warn(f"random_split: fraction {i} of {total} samples leaves none for it: it is empty", stacklevel=2)
     else:
         counts = [int(n) for n in lengths]
     if sum(counts) != total:
-        raise ValueError("Sum of input lengths does not equal the length of the input dataset!")
+        raise ValueError(
+            f"random_split: lengths {list(lengths)} for a dataset of {total}; they must add up to it, or to 1 as fractions"
+        )
     order = numbers(generator).permutation(total).tolist()
     return [Subset(dataset, order[end - n : end]) for end, n in zip(itertools.accumulate(counts), counts)]

@@ -58,6 +58,7 @@ class DataLoader:
     batch_size: int | None
     num_workers: int
     sampler: Any
+    batch_sampler: Any
     _initialized = False
 
     def __init__(
@@ -68,48 +69,34 @@ class DataLoader:
         persistent_workers: bool = False, pin_memory_device: str = "", in_order: bool = True,
     ) -> None:  # fmt: skip
         _check_workers(num_workers, timeout, prefetch_factor, persistent_workers, multiprocessing_context)
-        self.dataset = dataset
-        self.num_workers = num_workers
-        self.prefetch_factor = prefetch_factor
-        self.pin_memory = pin_memory
-        self.pin_memory_device = pin_memory_device
-        self.timeout = timeout
-        self.worker_init_fn = worker_init_fn
-        self.multiprocessing_context = multiprocessing_context
-        self.persistent_workers = persistent_workers
-        self.in_order = in_order
-        self.generator = generator
+        self.dataset, self.generator = dataset, generator
         self._stream = isinstance(dataset, IterableDataset)
+        # Of workers and of memory that is not there: kept for code that reads them.
+        self.num_workers, self.persistent_workers, self.in_order = num_workers, persistent_workers, in_order
+        self.timeout, self.prefetch_factor, self.multiprocessing_context = timeout, prefetch_factor, multiprocessing_context
+        self.worker_init_fn, self.pin_memory, self.pin_memory_device = worker_init_fn, pin_memory, pin_memory_device
         if self._stream:
             _check_stream(shuffle, sampler, batch_sampler)
-        shuffle = bool(shuffle)
-        if sampler is not None and shuffle:
-            raise ValueError("sampler option is mutually exclusive with shuffle")
-        if batch_sampler is not None:
-            if batch_size != 1 or shuffle or sampler is not None or drop_last:
-                raise ValueError("batch_sampler option is mutually exclusive with batch_size, shuffle, sampler, and drop_last")
-            batch_size = None
-            drop_last = False
-        elif batch_size is None and drop_last:
-            raise ValueError("batch_size=None option disables auto-batching and is mutually exclusive with drop_last")
-        if sampler is None:
-            if self._stream:
-                sampler = _Endless()
-            else:
-                sampler = RandomSampler(dataset, generator=generator) if shuffle else SequentialSampler(dataset)
-        if batch_size is not None and batch_sampler is None:
-            batch_sampler = BatchSampler(sampler, batch_size, drop_last)
-        self.batch_size = batch_size
-        self.drop_last = drop_last
-        self.sampler = sampler
-        self.batch_sampler = batch_sampler
+        _check_batches(batch_size, shuffle, sampler, batch_sampler, drop_last)
+        self.sampler = self._order(bool(shuffle)) if sampler is None else sampler
+        if batch_sampler is None:
+            self.batch_size, self.drop_last = batch_size, drop_last
+            self.batch_sampler = None if batch_size is None else BatchSampler(self.sampler, batch_size, drop_last)
+        else:
+            self.batch_size, self.drop_last = None, False
+            self.batch_sampler = batch_sampler
         self.collate_fn = collate_fn or (default_collate if self._auto_collation else default_convert)
         self._initialized = True
+
+    def _order(self, shuffle: bool) -> Any:
+        if self._stream:
+            return _Endless()
+        return RandomSampler(self.dataset, generator=self.generator) if shuffle else SequentialSampler(self.dataset)
 
     def __setattr__(self, name: str, value: Any) -> None:
         fixed = ("batch_size", "batch_sampler", "sampler", "drop_last", "dataset", "persistent_workers")
         if self._initialized and name in fixed:
-            raise ValueError(f"{name} attribute should not be set after {type(self).__name__} is initialized")
+            raise ValueError(f"{type(self).__name__}.{name} cannot be changed any more; make a new {type(self).__name__} with it")
         super().__setattr__(name, value)
 
     @property
@@ -192,17 +179,17 @@ class _Pass:
     def _warn_longer(self) -> None:
         if self._yielded == len(self._loader) + 1:
             warnings.warn(
-                f"Length of IterableDataset {self._dataset} was reported to be {len(self._loader)} (when accessing "
-                f"len(dataloader)), but {self._yielded} samples have been fetched.",
+                f"len() of this DataLoader is {len(self._loader)}, by that of its {type(self._dataset).__name__}, but batch "
+                f"{self._yielded} has come; mend __len__ of the dataset, or leave it out",
                 stacklevel=3,
             )
 
 
 def _check_workers(num_workers: int, timeout: float, prefetch_factor: Any, persistent_workers: bool, context: Any) -> None:
     if num_workers < 0:
-        raise ValueError("num_workers option should be non-negative; use num_workers=0 to disable multiprocessing.")
+        raise ValueError(f"DataLoader: num_workers={num_workers}; give 0 to load in this process")
     if timeout < 0:
-        raise ValueError("timeout option should be non-negative")
+        raise ValueError(f"DataLoader: timeout={timeout}; give the seconds to wait, or 0 to wait for ever")
     if num_workers > 0:
         raise NotImplementedError(
             f"DataLoader: num_workers={num_workers}: worker processes come in a later version; pass num_workers=0 to load in "
@@ -210,24 +197,33 @@ def _check_workers(num_workers: int, timeout: float, prefetch_factor: Any, persi
         )
     if prefetch_factor is not None:
         raise ValueError(
-            "prefetch_factor option could only be specified in multiprocessing. let num_workers > 0 to enable multiprocessing, "
-            "otherwise set prefetch_factor to None."
+            f"DataLoader: prefetch_factor={prefetch_factor} is for worker processes, and num_workers is 0; leave it out"
         )
     if persistent_workers:
-        raise ValueError("persistent_workers option needs num_workers > 0")
+        raise ValueError("DataLoader: persistent_workers=True is for worker processes, and num_workers is 0; leave it out")
     if context is not None:
         raise ValueError(
-            "multiprocessing_context can only be used with multi-process loading (num_workers > 0), but got "
-            f"num_workers={num_workers}"
+            f"DataLoader: multiprocessing_context={context!r} is for worker processes, and num_workers is 0; leave it out"
         )
 
 
 def _check_stream(shuffle: Any, sampler: Any, batch_sampler: Any) -> None:
-    if shuffle not in (False, None):
-        raise ValueError(f"DataLoader with IterableDataset: expected unspecified shuffle option, but got shuffle={shuffle}")
-    if sampler is not None:
-        raise ValueError(f"DataLoader with IterableDataset: expected unspecified sampler option, but got sampler={sampler}")
-    if batch_sampler is not None:
-        raise ValueError(
-            f"DataLoader with IterableDataset: expected unspecified batch_sampler option, but got batch_sampler={batch_sampler}"
-        )
+    choices = {"shuffle": shuffle or None, "sampler": sampler, "batch_sampler": batch_sampler}
+    for name, value in choices.items():
+        if value is not None:
+            raise ValueError(
+                f"DataLoader: {name}={value}, but an IterableDataset itself decides what comes when; leave {name} out"
+            )
+
+
+def _check_batches(batch_size: int | None, shuffle: Any, sampler: Any, batch_sampler: Any, drop_last: bool) -> None:
+    if shuffle and sampler is not None:
+        raise ValueError("DataLoader: shuffle=True and a sampler both give an order; leave one of them out")
+    if batch_sampler is None:
+        if drop_last and batch_size is None:
+            raise ValueError("DataLoader: drop_last=True has no batch to drop with batch_size=None; leave one of them out")
+        return
+    choices = {"batch_size": batch_size != 1, "shuffle": shuffle, "sampler": sampler is not None, "drop_last": drop_last}
+    given = [name for name, chosen in choices.items() if chosen]
+    if given:
+        raise ValueError(f"DataLoader: a batch_sampler decides alone what is in a batch; leave out {', '.join(given)}")

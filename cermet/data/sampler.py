@@ -30,17 +30,21 @@ class Sampler(Generic[T_co]):
         raise NotImplementedError(f"{type(self).__name__} defines no __iter__")
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 class SequentialSampler(Sampler[int]):
     """0, 1, 2, …"""
 
     def __init__(self, data_source: Sized) -> None:
         self.data_source = data_source
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(len(self.data_source)))
-
     def __len__(self) -> int:
         return len(self.data_source)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from range(len(self))
 
 
 class RandomSampler(Sampler[int]):
@@ -54,15 +58,13 @@ class RandomSampler(Sampler[int]):
     def __init__(
         self, data_source: Sized, replacement: bool = False, num_samples: int | None = None, generator: Any = None
     ) -> None:
-        self.data_source = data_source
-        self.replacement = replacement
-        self._num_samples = num_samples
-        self.generator = generator
         if not isinstance(replacement, bool):
-            raise TypeError(f"replacement should be a boolean value, but got replacement={replacement}")
-        n = self.num_samples
-        if not isinstance(n, int) or n < 0 or (n == 0 and num_samples is not None):
-            raise ValueError(f"num_samples should be a positive integer value, but got num_samples={n}")
+            raise TypeError(f"RandomSampler: replacement={replacement!r}; give True or False")
+        # An empty dataset is one of no samples; asking for none is a mistake.
+        if num_samples is not None and not _is_count(num_samples):
+            raise ValueError(f"RandomSampler: num_samples={num_samples!r}; give a whole number, 1 or more")
+        self.data_source, self.generator = data_source, generator
+        self.replacement, self._num_samples = replacement, num_samples
 
     @property
     def num_samples(self) -> int:
@@ -91,12 +93,12 @@ class SubsetRandomSampler(Sampler[int]):
         self.indices = indices
         self.generator = generator
 
-    def __iter__(self) -> Iterator[int]:
-        for i in numbers(self.generator).permutation(len(self.indices)).tolist():
-            yield self.indices[i]
-
     def __len__(self) -> int:
         return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        for i in numbers(self.generator).permutation(len(self)).tolist():
+            yield self.indices[i]
 
 
 class WeightedRandomSampler(Sampler[int]):
@@ -108,24 +110,26 @@ class WeightedRandomSampler(Sampler[int]):
     """
 
     def __init__(self, weights: Sequence[float], num_samples: int, replacement: bool = True, generator: Any = None) -> None:
-        if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples <= 0:
-            raise ValueError(f"num_samples should be a positive integer value, but got num_samples={num_samples}")
+        if not _is_count(num_samples):
+            raise ValueError(f"WeightedRandomSampler: num_samples={num_samples!r}; give a whole number, 1 or more")
         if not isinstance(replacement, bool):
-            raise ValueError(f"replacement should be a boolean value, but got replacement={replacement}")
+            raise ValueError(f"WeightedRandomSampler: replacement={replacement!r}; give True or False")
         self.weights = as_tensor(weights, dtype=float64)
         if self.weights.ndim != 1:
-            raise ValueError(f"weights should be a 1d sequence but given weights have shape {tuple(self.weights.shape)}")
-        self.num_samples = num_samples
-        self.replacement = replacement
+            raise ValueError(
+                f"WeightedRandomSampler: weights of shape {list(self.weights.shape)}; give one number for each index"
+            )
         self.generator = generator
+        self.num_samples, self.replacement = num_samples, replacement
 
     def __iter__(self) -> Iterator[int]:
         weights = array_of(node_of(self.weights))
         total = weights.sum() if weights.size else 0.0
         if not (np.isfinite(weights).all() and (weights >= 0).all()):
-            raise RuntimeError("probability tensor contains either `inf`, `nan` or element < 0")
+            bad = weights[~(np.isfinite(weights) & (weights >= 0))][0]
+            raise RuntimeError(f"WeightedRandomSampler: a weight is {bad}; weights are finite and not negative")
         if not total > 0:
-            raise RuntimeError("invalid multinomial distribution (sum of probabilities <= 0)")
+            raise RuntimeError("WeightedRandomSampler: every weight is 0, so that nothing can be drawn")
         rng = numbers(self.generator)
         if self.replacement:
             edges = np.cumsum(weights)
@@ -133,7 +137,8 @@ class WeightedRandomSampler(Sampler[int]):
         else:
             if np.count_nonzero(weights) < self.num_samples:
                 raise RuntimeError(
-                    "invalid multinomial distribution (with replacement=False, not enough non-negative category to sample)"
+                    f"WeightedRandomSampler: {self.num_samples} samples without replacement, but only "
+                    f"{np.count_nonzero(weights)} weights are above 0"
                 )
             # Efraimidis, Spirakis 2006: the first of exponential waiting times with these rates.
             with np.errstate(divide="ignore"):
@@ -153,13 +158,12 @@ class BatchSampler(Sampler[list[int]]):
     """
 
     def __init__(self, sampler: Any, batch_size: int, drop_last: bool) -> None:
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size <= 0:
-            raise ValueError(f"batch_size should be a positive integer value, but got batch_size={batch_size}")
+        if not _is_count(batch_size):
+            raise ValueError(f"batch_size={batch_size!r}; give a whole number, 1 or more")
         if not isinstance(drop_last, bool):
-            raise ValueError(f"drop_last should be a boolean value, but got drop_last={drop_last}")
+            raise ValueError(f"drop_last={drop_last!r}; give True or False")
         self.sampler = sampler
-        self.batch_size = batch_size
-        self.drop_last = drop_last
+        self.drop_last, self.batch_size = drop_last, batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
         indices = iter(self.sampler)
@@ -190,17 +194,15 @@ class DistributedSampler(Sampler[Any]):
         if num_replicas is None or rank is None:
             raise RuntimeError("DistributedSampler: give num_replicas and rank; there is no process group to ask for them")
         if not 0 <= rank < num_replicas:
-            raise ValueError(f"Invalid rank {rank}, rank should be in the interval [0, {num_replicas - 1}]")
-        self.dataset = dataset
-        self.num_replicas = num_replicas
-        self.rank = rank
-        self.epoch = 0
-        self.drop_last = drop_last
+            raise ValueError(
+                f"DistributedSampler: rank={rank}; the ranks of {num_replicas} processes are 0 to {num_replicas - 1}"
+            )
+        self.dataset, self.drop_last = dataset, drop_last
+        self.rank, self.num_replicas = rank, num_replicas
+        self.seed, self.shuffle, self.epoch = seed, shuffle, 0
         n = len(dataset)
         self.num_samples = n // num_replicas if drop_last else math.ceil(n / num_replicas)
         self.total_size = self.num_samples * num_replicas
-        self.shuffle = shuffle
-        self.seed = seed
 
     def __iter__(self) -> Iterator[Any]:
         n = len(self.dataset)
@@ -210,9 +212,9 @@ class DistributedSampler(Sampler[Any]):
             order = list(itertools.islice(itertools.cycle(order), self.total_size))
         return iter(order[self.rank : self.total_size : self.num_replicas])
 
-    def __len__(self) -> int:
-        return self.num_samples
-
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of an epoch."""
         self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_samples

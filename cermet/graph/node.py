@@ -25,13 +25,14 @@ __all__ = ["Call", "Meta", "Node", "OPERATORS", "meta"]
 class Meta:
     """Shape, dtype and device of one value; interned, so equal metas are the same object."""
 
-    __slots__ = ("device", "dtype", "ndim", "numel", "shape")
+    __slots__ = ("device", "dtype", "leaf", "ndim", "numel", "shape")
 
     def __init__(self, shape: tuple[int, ...], dtype: DType, device: Device) -> None:
         self.shape = shape
         self.dtype = dtype
         self.device = device
         self.ndim = len(shape)
+        self.leaf: Any = None  # the call of data leaves of this meta (see `cermet.ops.leaf.data_call`)
         n = 1
         for size in shape:
             n *= size

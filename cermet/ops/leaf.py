@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,11 @@ const = OpDef(
 
 def const_value(node: Node) -> Any:
     """The Python number of a `const` node."""
-    text = node.call.attrs[0]
+    return _parsed(node.call.attrs[0])
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> Any:
     return float(text) if text in ("nan", "inf", "-inf") else ast.literal_eval(text)
 
 
@@ -52,8 +57,11 @@ item = OpDef("item", "leaf", lambda m, *, index: m, attrs=("index",), doc="One r
 
 
 def data_call(m: Meta) -> Call:
-    """The call of a data leaf of meta ``m``."""
-    return data.calls.get(((m,), ())) or data.call_for((m,), ())
+    """The call of a data leaf of meta ``m``, kept on it: every value that an evaluation gives asks for it."""
+    call = m.leaf
+    if call is None:
+        call = m.leaf = data.call_for((m,), ())
+    return call
 
 
 def scalar_call(dtype: DType, device: Device) -> Call:

@@ -38,7 +38,7 @@ def test_datasets_of_datasets() -> None:
     a, b = Squares(3), Squares(5)
     both = a + b
     assert len(both) == 8 and both[4][1] == 1 and both[-1][1] == 4
-    with pytest.raises(ValueError, match="absolute value"):
+    with pytest.raises(ValueError, match="before the first of 8"):
         both[-9]
     assert d.Subset(b, [4, 0])[0][1] == 4 and len(d.Subset(b, [4, 0])) == 2
     assert d.StackDataset(a, a)[1][0][1] == 1 and d.StackDataset(x=a)[2]["x"][1] == 2
@@ -62,9 +62,9 @@ def test_random_split_is_a_partition_and_repeats() -> None:
     again = d.random_split(dataset, [0.7, 0.3], ct.Generator().manual_seed(3))
     assert [p.indices for p in again] == [p.indices for p in parts]
     assert [len(p) for p in d.random_split(dataset, [0.33, 0.33, 0.34])] == [4, 3, 3]
-    with pytest.raises(ValueError, match="does not equal"):
+    with pytest.raises(ValueError, match="must add up"):
         d.random_split(dataset, [5, 4])
-    with pytest.warns(UserWarning, match="Length of split at index 1 is 0"):
+    with pytest.warns(UserWarning, match="fraction 1 of 2 samples leaves none"):
         d.random_split(d.TensorDataset(ct.arange(2)), [0.95, 0.05])
 
 
@@ -89,9 +89,9 @@ def test_random_sampler_options() -> None:
     drawn = list(d.RandomSampler(range(5), replacement=True, num_samples=200))
     assert len(drawn) == 200 and set(drawn) == set(range(5))
     assert list(d.RandomSampler([])) == []
-    with pytest.raises(ValueError, match="positive integer"):
+    with pytest.raises(ValueError, match="num_samples=0"):
         d.RandomSampler(range(5), num_samples=0)
-    with pytest.raises(TypeError, match="boolean"):
+    with pytest.raises(TypeError, match="replacement=1"):
         d.RandomSampler(range(5), replacement=1)
     with pytest.raises(TypeError, match=r"cermet\.Generator"):
         list(d.RandomSampler(range(5), generator=np.random.default_rng()))
@@ -102,11 +102,11 @@ def test_other_samplers() -> None:
     drawn = list(d.WeightedRandomSampler([0.0, 3.0, 1.0], 4000))
     assert 0 not in drawn and abs(drawn.count(1) / 4000 - 0.75) < 0.03
     assert sorted(d.WeightedRandomSampler([1.0, 0.0, 2.0], 2, replacement=False)) == [0, 2]
-    with pytest.raises(RuntimeError, match="not enough"):
+    with pytest.raises(RuntimeError, match="only 1 weights are above 0"):
         list(d.WeightedRandomSampler([1.0, 0.0], 2, replacement=False))
-    with pytest.raises(RuntimeError, match="element < 0"):
+    with pytest.raises(RuntimeError, match=r"a weight is -1\.0"):
         list(d.WeightedRandomSampler([1.0, -1.0], 2))
-    with pytest.raises(ValueError, match="1d sequence"):
+    with pytest.raises(ValueError, match="one number for each index"):
         d.WeightedRandomSampler([[1.0]], 2)
     assert list(d.BatchSampler(range(5), 2, False)) == [[0, 1], [2, 3], [4]]
     assert list(d.BatchSampler(range(5), 2, True)) == [[0, 1], [2, 3]] and len(d.BatchSampler(range(5), 2, True)) == 2
@@ -123,7 +123,7 @@ def test_distributed_sampler_shares(drop_last: bool) -> None:
     assert len({len(list(s)) for s in shares}) == 1 and len(shares[0]) == (2 if drop_last else 3)
     assert len(set(taken)) == (8 if drop_last else 10)
     assert list(d.DistributedSampler(range(2), 5, 3, shuffle=False)) == [1]
-    with pytest.raises(ValueError, match="Invalid rank"):
+    with pytest.raises(ValueError, match="rank=2"):
         d.DistributedSampler(range(2), 2, 2)
     with pytest.raises(RuntimeError, match="num_replicas"):
         d.DistributedSampler(range(2))
@@ -143,11 +143,11 @@ def test_default_collate() -> None:
     point = d.default_collate([Point(1, 2), Point(3, 4)])
     assert type(point) is Point and point.y.tolist() == [2, 4]
     assert [t.tolist() for t in d.default_collate([[1, 2], [3, 4]])] == [[1, 3], [2, 4]]
-    with pytest.raises(RuntimeError, match=r"equal size, but got \[1\] at entry 0 and \[2\] at entry 1"):
+    with pytest.raises(RuntimeError, match=r"sample 0 has shape \[1\] and sample 1 \[2\]"):
         d.default_collate([ct.zeros(1), ct.zeros(2)])
-    with pytest.raises(RuntimeError, match="equal size"):
+    with pytest.raises(RuntimeError, match=r"different lengths \[1, 2\]"):
         d.default_collate([[1], [1, 2]])
-    with pytest.raises(TypeError, match="found <class 'object'>"):
+    with pytest.raises(TypeError, match="cannot stack samples of <class 'object'>"):
         d.default_collate([object()])
 
 
@@ -223,7 +223,7 @@ def test_a_batch_keeps_its_values_when_the_data_change() -> None:
 
 
 def test_rows_that_are_not_there() -> None:
-    with pytest.raises(IndexError, match="index 9 is out of bounds"):
+    with pytest.raises(IndexError, match="no row 9 in a dataset of 4"):
         list(d.DataLoader(d.TensorDataset(ct.arange(4)), batch_sampler=[[0, 9]]))
 
 
@@ -249,7 +249,7 @@ def test_streams() -> None:
 
     loader = d.DataLoader(Short(3))
     assert len(loader) == 2
-    with pytest.warns(UserWarning, match="was reported to be 2"):
+    with pytest.warns(UserWarning, match="of this DataLoader is 2"):
         list(loader)
 
 
@@ -257,15 +257,15 @@ def test_streams() -> None:
     ("options", "error", "match"),
     [
         ({"num_workers": 2}, NotImplementedError, "num_workers=0"),
-        ({"num_workers": -1}, ValueError, "non-negative"),
+        ({"num_workers": -1}, ValueError, "num_workers=-1"),
         ({"timeout": -1}, ValueError, "timeout"),
         ({"prefetch_factor": 2}, ValueError, "prefetch_factor"),
         ({"persistent_workers": True}, ValueError, "persistent_workers"),
         ({"multiprocessing_context": "fork"}, ValueError, "multiprocessing_context"),
-        ({"shuffle": True, "sampler": [0]}, ValueError, "mutually exclusive with shuffle"),
-        ({"batch_sampler": [[0]], "batch_size": 2}, ValueError, "batch_sampler option is mutually exclusive"),
+        ({"shuffle": True, "sampler": [0]}, ValueError, "both give an order"),
+        ({"batch_sampler": [[0]], "batch_size": 2}, ValueError, "leave out batch_size"),
         ({"batch_size": None, "drop_last": True}, ValueError, "drop_last"),
-        ({"batch_size": 0}, ValueError, "batch_size should be a positive"),
+        ({"batch_size": 0}, ValueError, "batch_size=0"),
     ],
 )
 def test_refusals(options: dict[str, Any], error: type[Exception], match: str) -> None:
@@ -278,7 +278,7 @@ def test_refusals_for_streams_and_late_changes() -> None:
         with pytest.raises(ValueError, match="IterableDataset"):
             d.DataLoader(Stream(3), **options)
     loader = d.DataLoader(Squares(3))
-    with pytest.raises(ValueError, match="batch_size attribute should not be set"):
+    with pytest.raises(ValueError, match="batch_size cannot be changed"):
         loader.batch_size = 2
     assert d.get_worker_info() is None
 

@@ -69,7 +69,7 @@ def test_averaging_compiles_nothing_after_its_first_steps() -> None:
 def test_refusals() -> None:
     with pytest.raises(AssertionError, match="both given"):
         swa.AveragedModel(Scale(), avg_fn=swa.get_swa_avg_fn(), multi_avg_fn=swa.get_swa_multi_avg_fn())
-    with pytest.raises(ValueError, match="decay=1.5"):
+    with pytest.raises(ValueError, match=r"decay=1\.5"):
         swa.get_ema_avg_fn(1.5)
     with pytest.raises(ValueError, match="anneal_strategy"):
         swa.SWALR(optim.SGD([ct.tensor([1.0]).requires_grad_()]), 0.1, anneal_strategy="log")

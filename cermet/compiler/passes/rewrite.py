@@ -78,11 +78,19 @@ class _Rewriter:
         """Operands of a kernel designed by hand, copied where strides can't describe them."""
         out = []
         for x in inputs:
-            if not is_strided(x):
-                x = self._again(copy(x))
-                x.where = n.where
-            out.append(x)
+            out.append(x if is_strided(x) else self._copied(x, n.where))
         return tuple(out)
+
+    def _copied(self, x: Node, where: Any) -> Node:
+        """A copy of ``x`` in memory; what is strided anyway (a permutation, a repetition) stays outside, so that uses that differ only in
+        that share the copy."""
+        if x.call.op in (permute, expand) and x.buffer is None:
+            inner = x.inputs[0]
+            return self._again(Node(x.call, (inner if is_strided(inner) else self._copied(inner, where),)))
+        out = self._again(copy(x))
+        if out.where is None:
+            out.where = where
+        return out
 
     def _decompose(self, n: Node, inputs: tuple[Node, ...]) -> Any:
         op = n.call.op

@@ -239,30 +239,31 @@ class _Lowering:
         return LoopCall(kernel, w.bindings, count, self._grain(elements))
 
     def _inplace(self) -> list[tuple[Node, Node]]:
-        """Pairs for a map: a root whose tree alone loads a value, always at the offset the root is stored at."""
-        readers: dict[Node, set[int]] = {}
-        fits: dict[tuple[Node, int], bool] = {}
-        for k, (_, tree, offset, _) in enumerate(self.roots):
-            stack, seen = [tree], set()
-            while stack:
-                t = stack.pop()
-                if id(t) in seen:
-                    continue
-                seen.add(id(t))
-                stack.extend(t.args)
-                for v, _ in t.offset.terms:
-                    if isinstance(v, Dynamic):
-                        stack.append(v.tree)
-                if t.kind == "load":
-                    readers.setdefault(t.node, set()).add(k)
-                    same = t.offset == offset and not t.conditions
-                    fits[t.node, k] = fits.get((t.node, k), True) and same
+        """Pairs for a map: a root, and a value that is only ever read at the offset the root is stored at. All roots of an element are
+        computed before any of them is stored (see `_store_all`)."""
+        offsets: dict[Node, Idx | None] = {}
+        for t in self.trees.loads():
+            same = t.node not in offsets or offsets[t.node] == t.offset
+            offsets[t.node] = t.offset if same and not t.conditions else None
         out = []
-        for (m, k), fit in fits.items():
-            n = self.roots[k][0]
-            if fit and readers[m] == {k} and m.meta.nbytes == n.meta.nbytes and m.meta.dtype.itemsize == n.meta.dtype.itemsize:
-                out.append((m, n))
+        for n, _, offset, _ in self.roots:
+            for m, read in offsets.items():
+                if read == offset and m.meta.nbytes == n.meta.nbytes and m.meta.dtype.itemsize == n.meta.dtype.itemsize:
+                    out.append((m, n))
         return out
+
+    def _store_all(self, w: Writer, env: Env) -> None:
+        """Compute all roots, then store them: a root may take over the memory of a value that another one reads."""
+        values = []
+        for n, tree, _, _ in self.roots:
+            value = w.write(tree, env)
+            if len(self.roots) > 1:
+                reg = Register(f"root{len(values)}", n.meta.dtype.compute)
+                env.body.append(Define(reg, value))
+                value = reg.expr
+            values.append(value)
+        for (n, _, offset, _), value in zip(self.roots, values, strict=True):
+            env.body.append(Store(w.buffer(n, True), w.position(offset, env), value))
 
     def _rest(self, w: Writer, total: int, size: Expr, block: Expr, blocks: int) -> Expr:
         """min(size, total - block * size): how much of a block is there."""
@@ -292,8 +293,7 @@ class _Lowering:
             row = p.expr * size + r.expr if count > 1 else r.expr
             env = Env({inner: v.expr, **self._rows_of(w, outer, row)}, loop.body)
             body.append(row_loop)
-        for n, tree, offset, _ in self.roots:
-            self._store(w, env, n, tree, offset)
+        self._store_all(w, env)
         return self._finish(w, p, count, body, min(rows * width, BLOCK), "map")
 
     def _tiles(self) -> LoopCall:
@@ -317,8 +317,7 @@ class _Lowering:
         across = For(t, self._rest(w, cross.extent, ir.const(SPAN), span, spans), [loop], "serial")
         values = {lanes: strip * ir.const(STRIP) + v.expr, cross: span * ir.const(SPAN) + t.expr}
         env = Env({**values, **self._rows_of(w, outer, block)}, loop.body)
-        for n_, tree, offset, _ in self.roots:
-            self._store(w, env, n_, tree, offset)
+        self._store_all(w, env)
         return self._finish(w, p, rows * strips * spans, [across], STRIP * min(SPAN, cross.extent), "tiles")
 
     def _store(self, w: Writer, env: Env, n: Node, tree: Tree, offset: Idx) -> None:
