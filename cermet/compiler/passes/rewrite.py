@@ -206,7 +206,7 @@ def _simplify_elementwise(n: Node, inputs: tuple[Node, ...]) -> Node | None:
     op = n.call.op
     if op.name == "cast" and inputs[0].meta is n.meta:
         return inputs[0]
-    if op.lower is None or not inputs:
+    if op.lower is None or not inputs or op is copy:  # a copy is there to be made
         return None
     if n.meta.ndim == 0 and all(i.call.op.name == "const" and i.buffer is None for i in inputs):
         return _fold(n, inputs)
