@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["copy_bandwidth", "fma_peak", "limit_seconds", "measure"]
+__all__ = ["copy_bandwidth", "fma_now", "fma_peak", "limit_seconds", "measure"]
 
 COPY_BYTES = [1 << 15, 1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 26]
 """Sizes of the copied array; the working set is twice that."""
@@ -46,6 +46,11 @@ def fma_peak(dtype: str = "float32", threads: int = 2, seconds: float = 0.02) ->
     if dtype not in _peaks:
         _peaks[dtype] = [Peak(getattr(dtypes, dtype)) for _ in range(threads)]
     return _together([lambda p=p: p.measure(seconds) for p in _peaks[dtype][:threads]])
+
+
+def fma_now(lib: Any = None, threads: int = 2) -> float:
+    """The float32 peak at this moment, beside a round of a workload that is stated as a share of it."""
+    return fma_peak("float32", threads, 0.01)
 
 
 def copy_bandwidth(nbytes: int, threads: int = 2, seconds: float = 0.03) -> float:

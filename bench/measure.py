@@ -1,28 +1,103 @@
-"""Measuring by turns: workers of several frameworks, rounds, and what is made of the times."""
+"""Measuring by turns: workers of several frameworks, rounds, and what is made of the times.
+
+A round in which processes that are no part of the benchmark took more than `LOUD` of the machine is measured again, up to
+`PATIENCE` times as often as was asked for; when there are too few quiet rounds even then, the quietest are taken, and the result says so.
+"""
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import shutil
 import statistics
 import subprocess
+import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ROOT", "Result", "Worker", "WorkerError", "interleaved", "run_fresh"]
+__all__ = ["ROOT", "Noise", "Result", "Worker", "WorkerError", "interleaved", "ratio", "run_fresh", "scratch"]
 
 ROOT = Path(__file__).resolve().parents[1]
+
+LOUD = 0.06
+"""The share of all processors' time that others may take in a round which counts."""
+
+PATIENCE = 3
+"""At most so many times the rounds asked for are measured."""
 
 
 class WorkerError(RuntimeError):
     """A workload could not be run by a framework."""
 
 
+@functools.cache
+def scratch() -> Path:
+    """A folder for this run alone, removed at its end: caches of machine code and of bytecode start empty."""
+    folder = Path(tempfile.mkdtemp(prefix="cermet-bench-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def environment(threads: int, **extra: str) -> dict[str, str]:
-    """The environment of a measured process: paths, and thread counts for every library that reads one."""
+    """The environment of a measured process: paths, thread counts for every library that reads one, and bytecode kept, as users have it."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CERMET_NUM_THREADS")
-    return {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", **dict.fromkeys(names, str(threads)), **extra}
+    own = {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONPYCACHEPREFIX": str(scratch() / "bytecode"),
+        "CERMET_CACHE_DIR": str(scratch() / "machine code"),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        **dict.fromkeys(names, str(threads)),
+        **extra,
+    }
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | own
+
+
+class Noise:
+    """What processes other than the given ones (and this one) take of the machine, from ``/proc``; 0 where there is no such file."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self._pids = [*pids, os.getpid()]
+        self._ticks = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+        self.begin()
+
+    @staticmethod
+    def _busy() -> tuple[int, int]:
+        """(ticks all processors were busy, number of processors)."""
+        with open("/proc/stat") as f:
+            lines = f.read().splitlines()
+        user, nice, system, _, _, irq, softirq, steal = map(int, lines[0].split()[1:9])
+        return user + nice + system + irq + softirq + steal, sum(line[:3] == "cpu" for line in lines) - 1
+
+    def _own(self) -> int:
+        total = 0
+        for pid in self._pids:
+            with open(f"/proc/{pid}/stat") as f:
+                fields = f.read().rsplit(")", 1)[1].split()
+            total += sum(map(int, fields[11:15]))  # utime, stime, and those of children that were waited for
+        return total
+
+    def begin(self) -> None:
+        try:
+            self._start = time.perf_counter(), self._busy()[0], self._own()
+        except OSError:
+            self._start = None
+
+    def share(self) -> float:
+        """The share of all processors' time that others took since ``begin``."""
+        if self._start is None:
+            return 0.0
+        begin, busy, own = self._start
+        try:
+            now, count = self._busy()
+            others = (now - busy - (self._own() - own)) / self._ticks
+        except OSError:
+            return 0.0
+        return max(0.0, others / count / max(1e-9, time.perf_counter() - begin))
 
 
 class Worker:
@@ -59,6 +134,10 @@ class Worker:
             raise WorkerError(f"{self.framework}: the process is gone") from None
         return self._read()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def call(self, function: str, **options: Any) -> Any:
         """The value of ``module:function(lib, **options)``, computed in the worker."""
         return self.ask(do="call", function=function, options=options)["value"]
@@ -77,13 +156,14 @@ class Result:
     """Times of one workload on one framework.
 
     Attributes:
-        rounds: per round, the median of its times in seconds. best: the shortest time of all. first: of the first call.
-        error: why there are none.
+        rounds: per round that counts, the median of its times in seconds. best: the shortest time of all. first: of the first call.
+        noise: the largest share of the machine that others took in a round that counts. error: why there are none.
     """
 
     rounds: list[float] = field(default_factory=list)
     best: float = float("inf")
     first: float = 0.0
+    noise: float = 0.0
     error: str = ""
 
     @property
@@ -92,10 +172,35 @@ class Result:
         return statistics.median(self.rounds) if self.rounds else float("nan")
 
 
+def ratio(ours: Result, theirs: Result) -> float:
+    """How many times faster ours is: the median over the rounds, each of which measured both."""
+    pairs = list(zip(ours.rounds, theirs.rounds, strict=False))
+    return statistics.median(b / a for a, b in pairs) if pairs else float("nan")
+
+
+def _round(workers: list[Worker], results: dict[str, Result], seconds: float) -> dict[str, list[float]]:
+    """The times of one round; a worker that fails is left out from then on."""
+    out = {}
+    for w in workers:
+        if results[w.framework].error:
+            continue
+        try:
+            out[w.framework] = w.ask(do="time", id="it", seconds=seconds, least=3)["times"]
+        except WorkerError as error:
+            results[w.framework].error = str(error)
+    return out
+
+
 def interleaved(
-    workers: list[Worker], kind: str, name: str, options: dict[str, Any], rounds: int, seconds: float
+    workers: list[Worker],
+    kind: str,
+    name: str,
+    options: dict[str, Any],
+    rounds: int,
+    seconds: float,
+    beside: Callable[[], Any] = lambda: None,
 ) -> dict[str, Result]:
-    """Measure one workload on all workers by turns; the order is reversed from round to round."""
+    """Measure one workload on all workers by turns; the order is reversed from round to round. ``beside`` is called once a round."""
     results = {w.framework: Result() for w in workers}
     ready = []
     for w in workers:
@@ -105,18 +210,20 @@ def interleaved(
             ready.append(w)
         except WorkerError as error:
             results[w.framework].error = str(error)
-    for k in range(rounds):
-        for w in ready if k % 2 == 0 else ready[::-1]:
-            result = results[w.framework]
-            if result.error:
-                continue
-            try:
-                times = w.ask(do="time", id="it", seconds=seconds, least=3)["times"]
-            except WorkerError as error:
-                result.error = str(error)
-                continue
-            result.rounds.append(statistics.median(times))
-            result.best = min(result.best, *times)
+    noise, measured = Noise([w.pid for w in workers]), []
+    for k in range(rounds * PATIENCE if ready else 0):
+        noise.begin()
+        beside()
+        times = _round(ready if k % 2 == 0 else ready[::-1], results, seconds)
+        measured.append((noise.share(), k, times))
+        if sum(m[0] <= LOUD for m in measured) >= rounds:
+            break
+    for share, _, times in sorted(measured, key=lambda m: m[:2])[:rounds]:
+        for framework, some in times.items():
+            result = results[framework]
+            result.rounds.append(statistics.median(some))
+            result.best = min(result.best, *some)
+            result.noise = max(result.noise, share)
     for w in ready:
         if not results[w.framework].error:
             w.ask(do="drop", id="it")

@@ -122,7 +122,7 @@ def apply(op: OpDef, tensors: tuple[Any, ...], attrs: tuple[Any, ...] = ()) -> A
     """Record ``op`` on tensors (Python numbers among them become run-time scalars of the first tensor's dtype).
 
     Returns:
-        A tensor, or a tuple of tensors for an op with several results.
+        The result; of an op with several results, a tuple of them.
     """
     nodes = []
     fns = []
@@ -255,12 +255,12 @@ def check_writable(t: TensorBase) -> None:
         return
     if type(t._fn) is Accumulate:
         raise RuntimeError(
-            "a leaf tensor that requires grad is being used in an in-place operation; wrap the write in `with cermet.no_grad():`, "
-            "or write to a .clone()"
+            "in-place write to a leaf whose gradient is wanted: nothing could be recorded before its present value; wrap the write "
+            "in `with cermet.no_grad():`, or write to a .clone()"
         )
     if t._alias is not None and t._alias.chain and type(t._alias.history.fn) is Accumulate:
         raise RuntimeError(
-            "a view of a leaf tensor that requires grad is being used in an in-place operation; wrap the write in "
+            "in-place write to a view of a leaf whose gradient is wanted: it would change the leaf too; wrap the write in "
             "`with cermet.no_grad():`, or write to a .clone()"
         )
 

@@ -59,7 +59,7 @@ def _fitted(shape: tuple[int, ...], strides: tuple[int, ...], new: tuple[int, ..
 
 
 def layout_of(t: TensorBase) -> tuple[tuple[int, ...], int]:
-    """Strides and offset, in elements, of a tensor in the base that it views."""
+    """Where a view lies in its base: strides and offset, counted in elements."""
     alias = t._alias
     if alias is None or not alias.chain:
         return row_major(node_of(t).meta.shape), 0

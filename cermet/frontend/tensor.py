@@ -146,7 +146,7 @@ class Tensor(TensorBase):
         """Make this leaf collect gradients, or stop it.
 
         Raises:
-            RuntimeError: for a dtype that is not floating, or when stopping a tensor that is not a leaf (use ``detach()``).
+            RuntimeError: for a dtype that is not floating, or when stopping one that operations made (use ``detach()``).
         """
         fn = fn_of(self)
         if requires_grad:
@@ -199,10 +199,10 @@ class Tensor(TensorBase):
         backward([self], None if gradient is None else [gradient], retain_graph, create_graph, inputs)
 
     def retain_grad(self) -> None:
-        """Keep the gradient of a tensor that is not a leaf in ``grad`` when backward passes it."""
+        """Keep the gradient of a result, as of a leaf, in ``grad`` when backward passes it."""
         fn = fn_of(self)
         if fn is None:
-            raise RuntimeError("retain_grad() on a tensor that does not require grad")
+            raise RuntimeError("retain_grad(): no gradient flows to this tensor; call requires_grad_() on it, or on what it is computed from, first")
         if type(fn) is not Accumulate and not self.__dict__.get("_retains"):
             self._retains = True
             me = weakref.ref(self)
@@ -222,7 +222,7 @@ class Tensor(TensorBase):
         """Call ``hook(gradient)`` when this tensor's gradient is complete; a returned tensor replaces it."""
         fn = fn_of(self)
         if fn is None:
-            raise RuntimeError("cannot register a hook on a tensor that does not require grad")
+            raise RuntimeError("register_hook(): no gradient flows to this tensor; call requires_grad_() on it, or on what it is computed from, first")
         return RemovableHandle(add_hook(fn, hook))
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[Any], Any]) -> RemovableHandle:
@@ -275,7 +275,7 @@ class Tensor(TensorBase):
             RuntimeError: for a tensor that requires grad, unless ``force``.
         """
         if fn_of(self) is not None and not force:
-            raise RuntimeError("can't call numpy() on a tensor that requires grad; use tensor.detach().numpy()")
+            raise RuntimeError("numpy() of a tensor with gradients, which an array cannot carry; call .detach().numpy(), or .numpy(force=True)")
         return self._array().copy()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
@@ -311,7 +311,7 @@ class Tensor(TensorBase):
 
     def __index__(self) -> int:
         if self.dtype.kind == "f":
-            raise TypeError("only integer tensors of one element can be used as an index")
+            raise TypeError(f"a tensor of {self.dtype} is no index; cast it with .long() or int()")
         return int(self.item())
 
     def __contains__(self, value: Any) -> bool:

@@ -60,7 +60,7 @@ _METAS_LIMIT = 100_000
 
 
 def meta(shape: tuple[int, ...], dtype: DType, device: Device = cpu) -> Meta:
-    """The interned `Meta`. ``shape`` must be a tuple of plain non-negative ints."""
+    """The interned `Meta`. ``shape``: plain ints, none negative, in a tuple."""
     key = (shape, dtype, device)
     found = _METAS.get(key)
     if found is None:

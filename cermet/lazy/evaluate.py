@@ -15,7 +15,7 @@ from cermet.graph.node import Node
 from cermet.lazy.record import Tape, local
 from cermet.lazy.values import set_value, stored_array
 
-__all__ = ["array_of", "buffer_of", "evaluate", "realize"]
+__all__ = ["array_of", "buffer_of", "evaluate", "realize", "settle"]
 
 
 def evaluate(tape: Tape) -> None:
@@ -51,6 +51,13 @@ def realize(nodes: Sequence[Node]) -> None:
         if n.buffer is None and n.epoch is not tape.epoch:
             tape.adopt(n)
     if any(n.buffer is None for n in nodes):
+        evaluate(tape)
+
+
+def settle(most: int) -> None:
+    """Evaluate what this thread has pending if that is more than ``most`` nodes."""
+    tape: Tape = local.tape
+    if len(tape.nodes) > most:
         evaluate(tape)
 
 

@@ -53,7 +53,7 @@ class MultiheadAttention(Module):
     ) -> None:
         super().__init__()
         if embed_dim <= 0 or num_heads <= 0 or embed_dim % num_heads:
-            raise ValueError(f"embed_dim must be divisible by num_heads, got {embed_dim} and {num_heads}")
+            raise ValueError(f"MultiheadAttention: embed_dim={embed_dim} cannot be shared equally by num_heads={num_heads}")
         if add_bias_kv or add_zero_attn:
             raise NotImplementedError("MultiheadAttention: add_bias_kv and add_zero_attn are not supported yet")
         self.embed_dim, self.num_heads, self.dropout, self.batch_first = embed_dim, num_heads, dropout, batch_first
@@ -119,10 +119,10 @@ class MultiheadAttention(Module):
         Args:
             key_padding_mask: (N, S), True where a key is hidden. attn_mask: (L, S) or (N heads, L, S), True where hidden, or
             added.
-            is_causal: a hint that ``attn_mask`` is causal; the mask must be given with it.
+            is_causal: says that ``attn_mask`` is causal, and needs it.
         """
         if is_causal and attn_mask is None:
-            raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
+            raise RuntimeError("MultiheadAttention: is_causal=True only says that attn_mask is causal; give the mask with it")
         single = query.ndim == 2
         same = query is key and key is value
         if single:
@@ -169,7 +169,7 @@ class TransformerEncoderLayer(Module):
     ) -> None:
         super().__init__()
         if isinstance(activation, str) and activation not in ("relu", "gelu"):
-            raise RuntimeError(f"activation should be relu/gelu, not {activation}")
+            raise RuntimeError(f"activation={activation!r}; give 'relu', 'gelu' or a function")
         made = {"device": device, "dtype": dtype}
         self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first, **made)
         self.linear1 = Linear(d_model, dim_feedforward, bias=bias, **made)

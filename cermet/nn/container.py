@@ -66,7 +66,7 @@ class Sequential(Module):
 
     def __add__(self, other: Any) -> Sequential:
         if not isinstance(other, Sequential):
-            raise ValueError(f"add operator supports only objects of Sequential class, but {type(other)} is given.")
+            raise ValueError(f"a Sequential + a {type(other).__name__}: only another Sequential can be joined to it; use append() for a module")
         return Sequential(*self, *other)
 
     def __iadd__(self, other: Any) -> Sequential:
@@ -158,7 +158,7 @@ class ModuleList(Module):
     def extend(self, modules: Iterable[Module]) -> ModuleList:
         """Add modules at the end."""
         if not isinstance(modules, Iterable):
-            raise TypeError(f"ModuleList.extend should be called with an iterable, but got {type(modules).__name__}")
+            raise TypeError(f"ModuleList.extend: a {type(modules).__name__} is no list of modules; use append() for one")
         for m in list(modules):
             self.append(m)
         return self
@@ -234,7 +234,7 @@ class ModuleDict(Module):
         """Add modules from a mapping or from pairs."""
         if not isinstance(modules, Iterable):
             raise TypeError(
-                f"ModuleDict.update should be called with an iterable of key/value pairs, but got {type(modules).__name__}"
+                f"ModuleDict.update: a {type(modules).__name__} is neither a dict nor a list of (name, module)"
             )
         pairs = modules.items() if isinstance(modules, Mapping | ModuleDict) else modules
         for key, module in pairs:
@@ -280,7 +280,7 @@ class ParameterList(Module):
     def extend(self, values: Iterable[Any]) -> ParameterList:
         """Add values at the end."""
         if not isinstance(values, Iterable) or isinstance(values, TensorBase):
-            raise TypeError(f"ParameterList.extend should be called with an iterable, but got {type(values).__name__}")
+            raise TypeError(f"ParameterList.extend: a {type(values).__name__} is no list of parameters; use append() for one")
         for v in list(values):
             self.append(v)
         return self

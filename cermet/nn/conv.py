@@ -32,7 +32,7 @@ _PADDINGS = ("zeros", "reflect", "replicate", "circular")
 
 
 class _ConvNd(Module):
-    """What all share: arguments, parameters (out, in / groups, *kernel), text. ``_n`` is the number of spatial dimensions."""
+    """What all share: arguments, parameters (out, in / groups, *kernel), text. ``_n`` counts the spatial ones."""
 
     _n = 0
     _transposed = False
@@ -57,13 +57,13 @@ class _ConvNd(Module):
         super().__init__()
         n, name = self._n, type(self).__name__
         if groups <= 0:
-            raise ValueError("groups must be a positive integer")
+            raise ValueError(f"{name}: groups={groups}; give 1 or more")
         if in_channels % groups != 0:
-            raise ValueError("in_channels must be divisible by groups")
+            raise ValueError(f"{name}: in_channels={in_channels} cannot be split into groups={groups} equal parts")
         if out_channels % groups != 0:
-            raise ValueError("out_channels must be divisible by groups")
+            raise ValueError(f"{name}: out_channels={out_channels} cannot be split into groups={groups} equal parts")
         if padding_mode not in _PADDINGS:
-            raise ValueError(f"padding_mode must be one of {set(_PADDINGS)}, but got padding_mode={padding_mode!r}")
+            raise ValueError(f"{name}: padding_mode={padding_mode!r}; known are {', '.join(_PADDINGS)}")
         self.in_channels, self.out_channels, self.groups, self.padding_mode = in_channels, out_channels, groups, padding_mode
         self.kernel_size = per_dim(kernel_size, n, name, "kernel_size")
         self.stride = per_dim(stride, n, name, "stride")
@@ -71,9 +71,9 @@ class _ConvNd(Module):
         self.output_padding = per_dim(output_padding, n, name, "output_padding")
         if isinstance(padding, str):
             if padding not in ("same", "valid"):
-                raise ValueError(f"Invalid padding string {padding!r}, should be one of {{'same', 'valid'}}")
+                raise ValueError(f"{name}: padding={padding!r}; give numbers, 'same' or 'valid'")
             if padding == "same" and any(s != 1 for s in self.stride):
-                raise ValueError("padding='same' is not supported for strided convolutions")
+                raise ValueError(f"{name}: padding='same' needs stride 1, got {self.stride}; give the padding as numbers")
             self.padding: Any = padding
         else:
             self.padding = per_dim(padding, n, name, "padding")
@@ -188,7 +188,7 @@ class _ConvTranspose(_ConvNd):
         dtype: Any = None,
     ) -> None:
         if padding_mode != "zeros":
-            raise ValueError(f'Only "zeros" padding mode is supported for {type(self).__name__}')
+            raise ValueError(f"{type(self).__name__}: padding_mode={padding_mode!r}; only 'zeros' has a meaning here")
         super().__init__(
             in_channels,
             out_channels,
@@ -222,7 +222,7 @@ class _ConvTranspose(_ConvNd):
             )
             if not least <= wanted[k] <= least + self.stride[k] - 1:
                 raise ValueError(
-                    f"requested an output size of {wanted[k]}, but valid sizes range from {least} to {least + self.stride[k] - 1}"
+                    f"output_size {wanted[k]} cannot come of this input; possible are {least} to {least + self.stride[k] - 1}"
                 )
             out.append(wanted[k] - least)
         return tuple(out)
@@ -270,7 +270,7 @@ def _lazy(base: Any) -> Any:
             """Give the parameters their shapes and values."""
             self.in_channels = int(input.shape[len(input.shape) - self._n - 1])
             if self.in_channels % self.groups:
-                raise ValueError("in_channels must be divisible by groups")
+                raise ValueError(f"{type(self).__name__}: {self.in_channels} channels cannot be split into {self.groups} groups")
             first, second = (self.in_channels, self.out_channels) if self._transposed else (self.out_channels, self.in_channels)
             self.weight.materialize((first, second // self.groups, *self.kernel_size))
             if self.bias is not None:

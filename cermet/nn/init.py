@@ -52,7 +52,7 @@ def calculate_gain(nonlinearity: str, param: Any = None) -> float:
     if nonlinearity == "leaky_relu":
         slope = 0.01 if param is None else param
         if isinstance(slope, bool) or not isinstance(slope, int | float):
-            raise ValueError(f"negative_slope {param} not a valid number")
+            raise ValueError(f"calculate_gain: a negative slope is a number, got {param!r}")
         return math.sqrt(2.0 / (1 + slope**2))
     if nonlinearity == "selu":
         return 0.75
@@ -71,7 +71,7 @@ def uniform_(tensor: Any, a: float = 0.0, b: float = 1.0, generator: Any = None)
 
 
 def normal_(tensor: Any, mean: float = 0.0, std: float = 1.0, generator: Any = None) -> Any:
-    """Values drawn from a normal distribution."""
+    """Normal random values."""
     with Mode(False):
         return tensor._write(normal_around(tensor, mean, std, generator=generator))
 
@@ -79,9 +79,9 @@ def normal_(tensor: Any, mean: float = 0.0, std: float = 1.0, generator: Any = N
 def trunc_normal_(
     tensor: Any, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0, generator: Any = None
 ) -> Any:
-    """Values drawn from a normal distribution cut off at a and b: its inverse distribution function of uniform values."""
+    """Normal random values between a and b: the inverse distribution function of uniform ones."""
     if mean < a - 2 * std or mean > b + 2 * std:
-        warnings.warn("mean is more than 2 std from [a, b] in nn.init.trunc_normal_. The values may be off.", stacklevel=2)
+        warnings.warn(f"trunc_normal_: [{a}, {b}] lies far out in a tail (mean {mean}, std {std}): the values will be inexact", stacklevel=2)
     low, high = [2 * (0.5 + 0.5 * math.erf((x - mean) / (std * math.sqrt(2)))) - 1 for x in (a, b)]
     with Mode(False):
         even = uniform_between(tensor, low, high, generator=generator)
@@ -110,7 +110,7 @@ def zeros_(tensor: Any) -> Any:
 def eye_(tensor: Any) -> Any:
     """The identity matrix."""
     if tensor.ndim != 2:
-        raise ValueError("Only tensors with 2 dimensions are supported")
+        raise ValueError(f"eye_: a matrix is needed, got shape {list(tensor.shape)}")
     return _fill(tensor, _fn("eye")(*tensor.shape, dtype=tensor.dtype))
 
 
@@ -120,9 +120,9 @@ def dirac_(tensor: Any, groups: int = 1) -> Any:
 
     shape = tuple(tensor.shape)
     if len(shape) not in (3, 4, 5):
-        raise ValueError("Only tensors with 3, 4, or 5 dimensions are supported")
+        raise ValueError(f"dirac_: the weight of a convolution is needed (out, in, 1 to 3 sizes), got shape {list(shape)}")
     if shape[0] % groups:
-        raise ValueError("dim 0 must be divisible by groups")
+        raise ValueError(f"dirac_: {shape[0]} output channels cannot be split into {groups} groups")
     value = np.zeros(shape)
     per_group = shape[0] // groups
     for g in range(groups):
@@ -134,7 +134,7 @@ def dirac_(tensor: Any, groups: int = 1) -> Any:
 def _fans(tensor: Any) -> tuple[int, int]:
     shape = tuple(tensor.shape)
     if len(shape) < 2:
-        raise ValueError("Fan in and fan out can not be computed for tensor with fewer than 2 dimensions")
+        raise ValueError(f"the fan of a tensor of shape {list(shape)} is not defined; give weights of two dimensions or more")
     field = math.prod(shape[2:])
     return shape[1] * field, shape[0] * field
 
@@ -158,7 +158,7 @@ def xavier_normal_(tensor: Any, gain: float = 1.0, generator: Any = None) -> Any
 def _fan(tensor: Any, mode: str) -> int:
     mode = mode.lower()
     if mode not in ("fan_in", "fan_out"):
-        raise ValueError(f"Mode {mode} not supported, please use one of ['fan_in', 'fan_out']")
+        raise ValueError(f"mode={mode!r}; known are 'fan_in' and 'fan_out'")
     return _fans(tensor)[mode == "fan_out"]
 
 
@@ -167,7 +167,7 @@ def kaiming_uniform_(
 ) -> Any:
     """Uniform with variance gain^2 / fan (He et al. 2015, arXiv:1502.01852)."""
     if 0 in tensor.shape:
-        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
+        warnings.warn(f"nothing to initialise: the tensor has no elements (shape {list(tensor.shape)})", stacklevel=2)
         return tensor
     bound = math.sqrt(3.0) * calculate_gain(nonlinearity, a) / math.sqrt(_fan(tensor, mode))
     return uniform_(tensor, -bound, bound, generator)
@@ -178,7 +178,7 @@ def kaiming_normal_(
 ) -> Any:
     """Normal with variance gain^2 / fan (He et al. 2015, arXiv:1502.01852)."""
     if 0 in tensor.shape:
-        warnings.warn("Initializing zero-element tensors is a no-op", stacklevel=2)
+        warnings.warn(f"nothing to initialise: the tensor has no elements (shape {list(tensor.shape)})", stacklevel=2)
         return tensor
     return normal_(tensor, 0.0, calculate_gain(nonlinearity, a) / math.sqrt(_fan(tensor, mode)), generator)
 
@@ -188,7 +188,7 @@ def orthogonal_(tensor: Any, gain: float = 1, generator: Any = None) -> Any:
     import numpy as np
 
     if tensor.ndim < 2:
-        raise ValueError("Only tensors with 2 or more dimensions are supported")
+        raise ValueError(f"orthogonal_: two dimensions or more are needed, got shape {list(tensor.shape)}")
     if tensor.numel() == 0:
         return tensor
     rows = tensor.shape[0]
@@ -206,7 +206,7 @@ def sparse_(tensor: Any, sparsity: float, std: float = 0.01, generator: Any = No
     import numpy as np
 
     if tensor.ndim != 2:
-        raise ValueError("Only tensors with 2 dimensions are supported")
+        raise ValueError(f"sparse_: a matrix is needed, got shape {list(tensor.shape)}")
     rows, cols = tensor.shape
     zeros = math.ceil(sparsity * rows)
     with Mode(False):

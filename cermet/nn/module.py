@@ -87,13 +87,13 @@ class Module:
         fields = self.__dict__
         if isinstance(value, Parameter):
             if "_parameters" not in fields:
-                raise AttributeError("cannot assign parameters before Module.__init__() call")
+                raise AttributeError("call super().__init__() first: cannot assign parameters before Module.__init__ has run")
             self._forget(name, "_parameters")
             self.register_parameter(name, value)
             return
         if isinstance(value, Module):
             if "_modules" not in fields:
-                raise AttributeError("cannot assign module before Module.__init__() call")
+                raise AttributeError("call super().__init__() first: cannot assign modules before Module.__init__ has run")
             self._forget(name, "_modules")
             fields["_modules"][name] = value
             return
@@ -140,13 +140,13 @@ class Module:
 
     def _check_name(self, name: Any, what: str, table: str) -> None:
         if table not in self.__dict__:
-            raise AttributeError(f"cannot assign {what} before Module.__init__() call")
+            raise AttributeError(f"call super().__init__() first: cannot assign a {what} before Module.__init__ has run")
         if not isinstance(name, str):
-            raise TypeError(f"{what} name should be a string. Got {type(name).__name__}")
+            raise TypeError(f"the name of a {what} is a string, got a {type(name).__name__}")
         if "." in name:
-            raise KeyError(f'{what} name can\'t contain ".", got {name!r}')
+            raise KeyError(f"the name of a {what} cannot contain a dot, which separates modules in paths; got {name!r}")
         if name == "":
-            raise KeyError(f'{what} name can\'t be empty string ""')
+            raise KeyError(f"the name of a {what} is empty")
         if hasattr(self, name) and name not in self.__dict__[table]:
             raise KeyError(f"attribute '{name}' already exists")
 
@@ -224,7 +224,7 @@ class Module:
     def set_submodule(self, target: str, module: Module, strict: bool = False) -> None:
         """Replace (or, unless ``strict``, add) the submodule at a dotted path."""
         if target == "":
-            raise ValueError("Cannot set the submodule without a target name!")
+            raise ValueError("set_submodule: the path is empty; give one such as 'encoder.0'")
         path, _, name = target.rpartition(".")
         owner = self.get_submodule(path)
         if strict and not hasattr(owner, name):
@@ -305,7 +305,7 @@ class Module:
     def train(self, mode: bool = True) -> Module:
         """Switch this module and all below to training (or, with False, evaluation) mode."""
         if not isinstance(mode, bool):
-            raise ValueError("training mode is expected to be boolean")
+            raise ValueError(f"train(mode={mode!r}): give True or False")
         self.training = mode
         for module in self.children():
             module.train(mode)
@@ -372,7 +372,7 @@ class Module:
             elif a is not None and not isinstance(a, bool):
                 device = a
         if dtype is not None and dtype.kind != "f":
-            raise TypeError(f"nn.Module.to only accepts floating point dtypes, but got desired dtype={dtype}")
+            raise TypeError(f"Module.to({dtype}): parameters have gradients and so floating dtypes; give one of those")
 
         def convert(t: Any) -> Any:
             wanted = dtype if dtype is not None and t.dtype.kind == "f" else None
@@ -499,11 +499,11 @@ class Module:
 
     def get_extra_state(self) -> Any:
         """What a subclass wants saved beside tensors."""
-        raise RuntimeError("Reached a code path in Module.get_extra_state() that should never be called")
+        raise RuntimeError(f"{type(self).__name__} defines no get_extra_state")
 
     def set_extra_state(self, state: Any) -> None:
         """The counterpart of `get_extra_state`."""
-        raise RuntimeError("Reached a code path in Module.set_extra_state() that should never be called")
+        raise RuntimeError(f"{type(self).__name__} defines no set_extra_state, and a state dict holds some")
 
     # -------------------------------------------------------------------------------------------------------- text
 

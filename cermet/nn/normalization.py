@@ -300,7 +300,7 @@ class GroupNorm(Module):
     ) -> None:
         super().__init__()
         if num_channels % num_groups != 0:
-            raise ValueError(f"num_channels ({num_channels}) must be divisible by num_groups ({num_groups})")
+            raise ValueError(f"GroupNorm: num_channels={num_channels} cannot be split into num_groups={num_groups} equal parts")
         self.num_groups, self.num_channels, self.eps, self.affine = num_groups, num_channels, eps, affine
         for name in ("weight", "bias"):
             self.register_parameter(name, Parameter(empty(num_channels, dtype=dtype, device=device)) if affine else None)

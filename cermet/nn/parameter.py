@@ -93,7 +93,7 @@ class _Uninitialized:
     @property
     def shape(self) -> Any:
         raise RuntimeError(
-            f"the shape of an {type(self).__name__} is not known before the first forward pass of its lazy module; run one first"
+            f"the shape of an {type(self).__name__} is learnt from the first input of its lazy module: run that once, then ask"
         )
 
 

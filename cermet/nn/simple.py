@@ -229,7 +229,7 @@ class Softmax2d(Module):
 
     def forward(self, input: Any) -> Any:
         if input.ndim not in (3, 4):
-            raise ValueError(f"Softmax2d: expected input to be 3D or 4D, got {input.ndim}D instead")
+            raise ValueError(f"Softmax2d: give (N, C, H, W) or (C, H, W), got shape {list(input.shape)}")
         return F.softmax(input, -3)
 
 
@@ -267,7 +267,7 @@ class _Dropout(FunctionModule):
 
     def _check(self) -> None:
         if not 0 <= self.p <= 1:
-            raise ValueError(f"dropout probability has to be between 0 and 1, but got {self.p}")
+            raise ValueError(f"{type(self).__name__}: p={self.p}; a probability lies in [0, 1]")
 
 
 class Dropout(_Dropout):

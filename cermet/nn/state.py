@@ -183,8 +183,7 @@ def _load_one(module: Any, name: str, target: Any, value: Any, key: str, assign:
 
     if not isinstance(value, TensorBase):
         errors.append(
-            f'While copying the parameter named "{key}", expected a Tensor from the checkpoint '
-            f"but received {type(value).__name__}"
+            f"{key}: the state dict holds a {type(value).__name__}, not a tensor"
         )
         return
     if is_lazy(target):
@@ -194,9 +193,7 @@ def _load_one(module: Any, name: str, target: Any, value: Any, key: str, assign:
         value = value[0]  # type: ignore[index]
     if tuple(value.shape) != tuple(target.shape):
         errors.append(
-            f"size mismatch for {key}: copying a param with shape {list(value.shape)} from checkpoint, the shape in "
-            "current model is "
-            f"{list(target.shape)}."
+            f"{key}: size mismatch: {list(value.shape)} in the state dict, {list(target.shape)} in the module"
         )
         return
     if not assign:
@@ -258,7 +255,7 @@ def _find_unexpected(module: Any, given: Any, prefix: str, buffers: Any, unexpec
 def load_state_dict(module: Any, given: Mapping[str, Any], strict: bool, assign: bool) -> IncompatibleKeys:
     """See `Module.load_state_dict`."""
     if not isinstance(given, Mapping):
-        raise TypeError(f"Expected state_dict to be dict-like, got {type(given)}.")
+        raise TypeError(f"load_state_dict: a {type(given).__name__} is no dict of names and tensors")
     missing: list[str] = []
     unexpected: list[str] = []
     errors: list[str] = []
@@ -281,10 +278,10 @@ def load_state_dict(module: Any, given: Mapping[str, Any], strict: bool, assign:
     if strict:
         quoted = lambda keys: ", ".join(f'"{k}"' for k in keys)
         if missing:
-            errors.insert(0, f"Missing key(s) in state_dict: {quoted(missing)}. ")
+            errors.insert(0, f"missing in the state dict: {quoted(missing)}")
         if unexpected:
-            errors.insert(0, f"Unexpected key(s) in state_dict: {quoted(unexpected)}. ")
+            errors.insert(0, f"in the state dict, but not in the module: {quoted(unexpected)}")
     if errors:
         text = "\n\t".join(errors)
-        raise RuntimeError(f"Error(s) in loading state_dict for {type(module).__name__}:\n\t{text}")
+        raise RuntimeError(f"{type(module).__name__}.load_state_dict: nothing was dropped silently (strict=False does that for names):\n\t{text}")
     return IncompatibleKeys(missing, unexpected)

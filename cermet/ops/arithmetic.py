@@ -264,7 +264,7 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Any:
         ValueError: without any bound.
     """
     if min is None and max is None:
-        raise ValueError("clamp: at least one of min and max must be given")
+        raise ValueError("clamp: no bound was given; give min, max or both")
     if max is None:
         return clamp_min(*pair(input, min))
     if min is None:

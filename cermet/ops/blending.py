@@ -160,5 +160,5 @@ nextafter = binary(
     dtypes=(dt.float32, dt.float64),
     gradient=False,
     ulp=1,
-    doc="The next representable value from the first towards the second.",
+    doc="The representable number beside the first, on the side of the second.",
 )

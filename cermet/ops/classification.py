@@ -387,7 +387,7 @@ def cross_entropy(
     """
     kind = check_reduction(reduction, "cross_entropy", size_average, reduce)
     if not 0.0 <= label_smoothing <= 1.0:
-        raise RuntimeError(f"cross_entropy: label_smoothing must be between 0 and 1, got {label_smoothing}")
+        raise RuntimeError(f"cross_entropy: label_smoothing={label_smoothing}; it must lie in [0, 1]")
     dim = _class_dim(input, "cross_entropy")
     given = () if weight is None else (weight,)
     smoothing = float(label_smoothing)

@@ -269,14 +269,14 @@ def eye(
 
 @public(method=False)
 def tril_indices(row: int, col: int, offset: int = 0, *, dtype: Any = None, device: Any = None, layout: Any = None) -> Any:
-    """Rows and columns (2, count) of the elements on and below the ``offset``-th diagonal of a row x col matrix."""
+    """Rows and columns (2, count) where a row x col matrix has its lower triangle, the ``offset``-th diagonal included."""
     found = np.stack(np.tril_indices(row, offset, col)).astype(np.int64)
     return hooks.to_tensor(found, dtype=dtype or dt.int64, like=None)
 
 
 @public(method=False)
 def triu_indices(row: int, col: int, offset: int = 0, *, dtype: Any = None, device: Any = None, layout: Any = None) -> Any:
-    """Rows and columns (2, count) of the elements on and above the ``offset``-th diagonal of a row x col matrix."""
+    """Rows and columns (2, count) where a row x col matrix has its upper triangle, the ``offset``-th diagonal included."""
     found = np.stack(np.triu_indices(row, offset, col)).astype(np.int64)
     return hooks.to_tensor(found, dtype=dtype or dt.int64, like=None)
 
@@ -329,7 +329,7 @@ def _check_matrix(x: Any, name: str) -> None:
 
 @public(inplace=True)
 def tril(input: Any, diagonal: int = 0) -> Any:
-    """The elements on and below the ``diagonal``-th diagonal of the last two dimensions, zeros above.
+    """The lower triangles of matrices (..., rows, columns) with their ``diagonal``-th diagonal; zeros elsewhere.
 
     Raises:
         RuntimeError: for fewer than two dimensions.
@@ -340,7 +340,7 @@ def tril(input: Any, diagonal: int = 0) -> Any:
 
 @public(inplace=True)
 def triu(input: Any, diagonal: int = 0) -> Any:
-    """The elements on and above the ``diagonal``-th diagonal of the last two dimensions, zeros below.
+    """The upper triangles of matrices (..., rows, columns) with their ``diagonal``-th diagonal; zeros elsewhere.
 
     Raises:
         RuntimeError: for fewer than two dimensions.

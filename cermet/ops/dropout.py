@@ -50,7 +50,7 @@ dropout_op: OpDef = OpDef(
 
 def _check(name: str, p: float) -> float:
     if not 0.0 <= p <= 1.0:
-        raise ValueError(f"{name}: dropout probability has to be between 0 and 1, but got {p}")
+        raise ValueError(f"{name}: p={p}; a probability lies in [0, 1]")
     return float(p)
 
 

@@ -90,7 +90,7 @@ neg = unary(
 def _scaled(name: str, a: Any, b: Any, alpha: Any) -> Any:
     """The product alpha * b, with PyTorch's refusal of a floating alpha for integers."""
     if isinstance(alpha, float) and not (a.dtype.kind == "f"):
-        raise RuntimeError(f"{name}: for integral inputs alpha must not be a floating number, got {alpha!r}")
+        raise RuntimeError(f"{name}: alpha={alpha!r} with tensors of {a.dtype}; give a whole number, or cast the tensors")
     return mul(as_value(b, a), as_value(alpha, a, a.dtype))
 
 

@@ -105,7 +105,7 @@ embedding_op: OpDef = OpDef(
 def _np_take(table: Any, index: Any) -> Any:
     bad = (index < 0) | (index >= table.shape[0])
     if bad.any():
-        raise IndexError(f"embedding: index {int(index[bad].flat[0])} is out of range for {table.shape[0]} rows")
+        raise IndexError(f"embedding: there is no row {int(index[bad].flat[0])} in a table of {table.shape[0]}")
     return table[index]
 
 
@@ -174,7 +174,7 @@ def embedding_bag(
         ValueError: for an unknown mode or inputs that do not fit.
     """
     if mode not in ("sum", "mean", "max"):
-        raise ValueError(f"embedding_bag: mode must be 'sum', 'mean' or 'max', got {mode!r}")
+        raise ValueError(f"embedding_bag: mode={mode!r}; known are 'sum', 'mean' and 'max'")
     if per_sample_weights is not None and mode != "sum":
         raise NotImplementedError("embedding_bag: per_sample_weights need mode='sum'")
     if len(input.shape) == 1:

@@ -41,7 +41,7 @@ def checked_index(index: Any, dim: int, size: int) -> Any:
     """
     bad = (index < -size) | (index >= size)
     if bad.any():
-        raise IndexError(f"index {int(index[bad].flat[0])} is out of range for dimension {dim} of size {size}")
+        raise IndexError(f"index {int(index[bad].flat[0])} does not exist in dimension {dim} of size {size}")
     return np.where(index < 0, index + size, index)
 
 

@@ -1,7 +1,7 @@
 """Indexing: ``x[...]`` and ``x[...] = v`` in every form.
 
-Ints, slices, None and Ellipsis make views. Integer tensors are gathered and scattered. A boolean mask needs its value, because
-the shape of the result depends on it: it is looked at, at the call; except where one value is written through a mask, which is
+Ints, slices, None and Ellipsis make views. Integer tensors are gathered and scattered. A boolean mask needs its value,
+for it decides the shape of the result: it is looked at, at the call; except where one value is written through a mask, which is
 a choice by position.
 """
 
@@ -33,7 +33,7 @@ def index_long(index: Any) -> Any:
     if index.dtype is dt.int64:
         return index
     if index.dtype.kind == "f":
-        raise IndexError(f"tensors used as indices must be integer or bool, got {index.dtype}")
+        raise IndexError(f"an index tensor has dtype {index.dtype}; indices are whole numbers (cast with .long()) or a bool mask")
     return to_dtype(index, dt.int64)
 
 
@@ -72,7 +72,7 @@ def _items(x: Any, index: Any) -> list[Any]:
         raise IndexError(f"too many indices for a tensor of {ndim} dimensions: {used}")
     dots = [k for k, item in enumerate(items) if item is Ellipsis]
     if len(dots) > 1:
-        raise IndexError("an index can only have a single ellipsis ('...')")
+        raise IndexError(f"an index with {len(dots)} ellipses (...): only one can stand for the dimensions that are left out")
     at = dots[0] if dots else len(items)
     return items[:at] + [slice(None)] * (ndim - used) + items[at + 1 :]
 
@@ -126,11 +126,10 @@ def _integer(plan: _Plan, item: Any, d: int, shape: tuple[int, ...]) -> None:
         k = item.__index__()
     except AttributeError:
         raise IndexError(
-            "only integers, slices (`:`), ellipsis (`...`), None and integer or boolean tensors are valid indices, "
-            f"got {type(item).__name__}"
+            f"a {type(item).__name__} is no index; index with ints, slices, ..., None, or tensors and lists of ints or bools"
         ) from None
     if not -shape[d] <= k < shape[d]:
-        raise IndexError(f"index {k} is out of bounds for dimension {d} with size {shape[d]}")
+        raise IndexError(f"index {k} does not exist in dimension {d} of size {shape[d]}")
     plan.starts.append(k % shape[d])
     plan.steps.append(1)
     plan.sizes.append(1)

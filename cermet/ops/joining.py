@@ -337,7 +337,7 @@ def roll(input: Any, shifts: Any, dims: Any = None) -> Any:
 
 @public()
 def rot90(input: Any, k: int = 1, dims: Any = (0, 1)) -> Any:
-    """Turned by 90 degrees ``k`` times in the plane of two dims, from the first towards the second.
+    """Turned by 90 degrees ``k`` times in the plane of two dims, the axis of the first onto that of the second.
 
     Raises:
         RuntimeError: unless two different dims are given.

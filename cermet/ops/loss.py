@@ -32,7 +32,7 @@ def check_reduction(reduction: str, name: str, size_average: Any = None, reduce:
         ValueError: for an unknown one.
     """
     if size_average is not None or reduce is not None:
-        warnings.warn("size_average and reduce are deprecated; use reduction='mean', 'sum' or 'none'", stacklevel=4)
+        warnings.warn("size_average and reduce are old spellings; say reduction='mean', 'sum' or 'none' instead", stacklevel=4)
         if reduce is not None and not reduce:
             return "none"
         return "sum" if size_average is not None and not size_average else "mean"

@@ -115,7 +115,7 @@ def triplet_margin_loss(
 ) -> Any:
     """max(0, d(a, p) - d(a, n) + margin); ``swap`` takes the positive's distance to the negative where that is smaller."""
     if margin <= 0:
-        raise ValueError(f"triplet_margin_loss: margin must be greater than 0, got {margin}")
+        raise ValueError(f"triplet_margin_loss: margin={margin}; give a positive number")
     kind = _kept("triplet_margin_loss", reduction, size_average, reduce)
     return reduced(_triplet(anchor, positive, negative, lambda a, b: _distance(a, b, p, eps), margin, swap), kind)
 
@@ -133,7 +133,7 @@ def triplet_margin_with_distance_loss(
 ) -> Any:
     """`triplet_margin_loss` with any distance; the Euclidean one by default."""
     if margin <= 0:
-        raise ValueError(f"triplet_margin_with_distance_loss: margin must be greater than 0, got {margin}")
+        raise ValueError(f"triplet_margin_with_distance_loss: margin={margin}; give a positive number")
     distance = distance_function or (lambda a, b: _distance(a, b, 2, 1e-6))
     kind = check_reduction(reduction, "triplet_margin_with_distance_loss")
     return reduced(_triplet(anchor, positive, negative, distance, margin, swap), kind)
@@ -163,7 +163,7 @@ def multi_margin_loss(
         ValueError: for ``p`` other than 1 and 2.
     """
     if p not in (1, 2):
-        raise ValueError(f"multi_margin_loss: only p == 1 and p == 2 are supported, got {p}")
+        raise ValueError(f"multi_margin_loss: p={p}; give 1 or 2")
     x, single = _as_rows("multi_margin_loss", input)
     n, classes = x.shape
     t = shaped(to_dtype(target, dt.int64), (n, 1))

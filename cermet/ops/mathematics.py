@@ -1,6 +1,6 @@
 """Elementwise functions of analysis: exponentials, logarithms, trigonometry, powers, error and gamma functions.
 
-Formulas of gradients: NIST Digital Library of Mathematical Functions, chapters 4 (elementary), 5 (gamma), 7 (error functions).
+Formulas of gradients: NIST handbook (dlmf.nist.gov), chapters 4 (elementary), 5 (gamma), 7 (error functions).
 """
 
 from __future__ import annotations

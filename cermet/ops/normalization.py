@@ -318,7 +318,7 @@ def _batch_infer(x: Meta, *rest: Meta, eps: float, affine: str, running: bool) -
                 f"batch_norm: an input of {channels} channels needs parameters of shape [{channels}], got {list(m.shape)}"
             )
     if x.numel == channels:
-        raise ValueError(f"batch_norm: expected more than 1 value per channel in training, got an input of shape {list(x.shape)}")
+        raise ValueError(f"batch_norm: training needs two values or more of each channel, an input of shape {list(x.shape)} has one")
     return (x, rest[-3], rest[-2]) if running else x
 
 
@@ -438,7 +438,7 @@ def batch_norm(
     given, affine = _given(weight, bias)
     if not training:
         if running_mean is None or running_var is None:
-            raise ValueError("batch_norm: running_mean and running_var are needed when training=False")
+            raise ValueError("batch_norm: training=False normalises by running_mean and running_var; give both")
         return batch_norm_eval(input, *given, running_mean, running_var, eps=float(eps), affine=affine)
     if running_mean is None:
         return batch_norm_train(input, *given, eps=float(eps), affine=affine, running=False)

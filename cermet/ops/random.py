@@ -126,7 +126,7 @@ def _drawing(name: str, decompose: Any, doc: str) -> OpDef:
     )
 
 
-uniform_op = _drawing("uniform", _uniform_decompose, "Uniform random numbers in [0, 1).")
+uniform_op = _drawing("uniform", _uniform_decompose, "Random numbers, all of [0, 1) equally likely.")
 gaussian_op = _drawing("gaussian", _gaussian_decompose, "Standard normal random numbers.")
 bits_op = _drawing("random_bits", _bits_decompose, "Uniform random integers in 0 .. 2**63 - 1.")
 

@@ -279,7 +279,7 @@ def expand_as(input: Any, other: Any) -> Any:
 
 @public()
 def broadcast_to(input: Any, size: Any) -> Any:
-    """A view broadcast to a shape."""
+    """A view repeated along dims of size 1, and new ones in front, to fill a shape."""
     return expand_(input, tuple(size))
 
 
@@ -332,11 +332,11 @@ def select(input: Any, dim: int, index: Any) -> Any:
         IndexError: for an index that is out of range.
     """
     if len(input.shape) == 0:
-        raise IndexError("select: a 0-dimensional tensor has no dimension to select from")
+        raise IndexError("select: this tensor is a single number without dimensions; use it as it is")
     d = wrap_dim(dim, len(input.shape), "select")
     shape, k = tuple(input.shape), int(index)
     if not -shape[d] <= k < shape[d]:
-        raise IndexError(f"select: index {k} is out of range for dimension {d} of size {shape[d]}")
+        raise IndexError(f"select: index {k} does not exist in dimension {d} of size {shape[d]}")
     part = narrowed(input, d, k % shape[d], 1)
     return view(reshape, part, shape=(*shape[:d], *shape[d + 1 :]))
 
@@ -363,7 +363,7 @@ def split(tensor: Any, split_size_or_sections: Any = None, dim: int = 0, *, spli
             raise RuntimeError(f"split: sizes {list(sizes)} must add up to {n}, the size of dimension {d}")
     else:
         if sizes < 0 or (sizes == 0 and n):
-            raise RuntimeError(f"split: split_size must be positive, got {sizes}")
+            raise RuntimeError(f"split: split_size={sizes}; give a size of 1 or more")
         sizes = [min(sizes, n - k) for k in range(0, n, sizes)] if n else [0]
     out, at = [], 0
     for size in sizes:

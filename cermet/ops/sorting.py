@@ -322,7 +322,7 @@ def searchsorted(
     number = is_number(input)
     seq, values = promote(sorted_sequence, input)
     if len(seq.shape) == 0:
-        raise RuntimeError("searchsorted: the sorted sequence must have at least one dimension")
+        raise RuntimeError("searchsorted: the sorted sequence is a single number; give one dimension or more")
     if len(seq.shape) > 1 and tuple(seq.shape[:-1]) != tuple(values.shape[:-1]):
         raise RuntimeError(
             f"searchsorted: the sequence has shape {list(seq.shape)}, the values {list(values.shape)}; "

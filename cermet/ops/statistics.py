@@ -198,7 +198,7 @@ var_op = _composite(
     reference=_var_reference,
     samples=_VAR_SAMPLES,
     ulp=16,
-    doc="The variance over dims, divided by the number of elements less `correction`.",
+    doc="The variance over dims: the sum of squared deviations over the count less `correction`.",
 )
 std_op = _composite(
     "std",
@@ -301,13 +301,13 @@ logsumexp_op = _composite(
     reference=_logsumexp_reference,
     samples=_reduction_samples(),
     onnx="ReduceLogSumExp",
-    doc="Log of the sum of exponentials over dims, without overflow.",
+    doc="``log(sum(exp(x)))`` over dims, without overflow.",
 )
 
 
 @public(namespaces=("", "special"))
 def logsumexp(input: Any, dim: Any, keepdim: bool = False) -> Any:
-    """Log of the sum of exponentials over ``dim``, without overflow."""
+    """``log(sum(exp(input)))`` over ``dim``, without overflow."""
     x = floating(input)
     dims = wrap_dims(dim, len(x.shape), "logsumexp")
     if any(x.shape[d] == 0 for d in dims):

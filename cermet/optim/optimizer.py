@@ -22,7 +22,7 @@ from cermet.frontend.autograd import Mode
 from cermet.frontend.core import TensorBase, data_tensor, new_tensor, node_of, on_recorded, scalar_tensor, write
 from cermet.frontend.tensor import RemovableHandle
 from cermet.graph.node import Node, meta
-from cermet.lazy.evaluate import realize
+from cermet.lazy.evaluate import realize, settle
 from cermet.lazy.record import local, record, scalar_node, user_location
 from cermet.ops.define import OpDef, getitem
 from cermet.ops.leaf import item
@@ -344,6 +344,9 @@ def _adapted(p: Any, value: Any, key: Any = None) -> Any:
 # ------------------------------------------------------------------------------------------------- for the optimizers
 
 
+SEPARATE = 150  # pending nodes from which on a step's gradients and updates are two programs
+
+
 class Stepper(Optimizer):
     """An optimizer whose step updates each group by `_update`, and ends with one evaluation of everything that is pending and
     held."""
@@ -364,6 +367,9 @@ class Stepper(Optimizer):
         if closure is not None:
             with Mode(True):
                 loss = closure()
+        # The gradients are held, so they are computed for themselves anyway; updates in a program of their own never depend on the shape
+        # of a batch, and need not be planned again for a new one. In small steps one program is cheaper to run than two.
+        settle(SEPARATE)
         updated: list[Any] = []
         self._where = user_location()
         with Mode(bool(self.defaults.get("differentiable"))):

@@ -2,7 +2,7 @@
 
 A run checks one out, and no other run touches it until it is checked in. They only grow, so that a handful serves every program
 and their pages stay warm; memory does not rise with the number of programs. One that has been far too large for some time is
-given back, so that a single big evaluation does not hold memory for the rest of the process.
+given back, so that memory does not stay as large as the largest evaluation ever was.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ def _canonical(s: ContractionSpec) -> ContractionSpec:
 
 
 def _folded(s: ContractionSpec) -> tuple[ContractionSpec, int]:
-    """With the innermost batch dimension joined to the rows where B is the same throughout (a linear layer on a batch of
+    """With the innermost batch dimension joined to the rows where B is the same throughout (a linear layer on
     sequences); and the rows of one batch, 0 where nothing was joined."""
     if len(s.batch) != 1 or s.strides_b[0] != 0:
         return s, 0

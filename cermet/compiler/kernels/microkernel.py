@@ -1,6 +1,6 @@
 """The register tile: ``mr`` rows by ``nv`` vectors of accumulators, updated by one outer product for each k.
 
-This is the only place where the arithmetic of a contraction happens. `tile_fma` is the loop alone, for any kernel that can say
+All arithmetic of contractions happens here. `tile_fma` is the loop alone, for any kernel that can say
 how its operands are read (the convolution reads its input in place); `tile_function` makes of it the function that the matrix
 product calls.
 """

@@ -6,7 +6,7 @@ step of an offset says at once how memory is to be read: 0 broadcast, 1 contiguo
 lane.
 
 Scopes are nested as the code is. The block of an outer scope is left open while inner ones are written, so that code
-that does not depend on the inner loop is simply put there. Loads move out only as far as they are certain to be
+of no concern to the inner loop is simply put there. Loads move out only as far as they are certain to be
 executed.
 """
 

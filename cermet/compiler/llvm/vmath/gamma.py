@@ -1,4 +1,4 @@
-"""The logarithm of the gamma function and its derivative; float32 is computed in float64.
+"""lgamma, its derivative digamma; float32 is computed in float64.
 
 Both shift an argument below 6.5 (5) to one interval of length about 1 by the recurrences ``gamma(y + 1) = y gamma(y)`` and
 ``digamma(y + 1) = digamma(y) + 1/y``, use Stirling's series (as a fitted polynomial in 1/y**2) above, and the reflection formulas
