@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["copy_bandwidth", "fma_now", "fma_peak", "limit_seconds", "measure"]
+__all__ = ["copy_bandwidth", "fma_now", "fma_peak", "limit_seconds", "measure", "vector_bits"]
 
 COPY_BYTES = [1 << 15, 1 << 18, 1 << 20, 1 << 22, 1 << 24, 1 << 26]
 """Sizes of the copied array; the working set is twice that."""
@@ -88,3 +88,10 @@ def limit_seconds(limits: dict[str, Any], flops: float, nbytes: float) -> float:
     sizes, rates = np.array(limits["copy"]).T
     rate = float(np.interp(np.log2(max(nbytes, 1.0)), np.log2(sizes), rates))
     return max(flops / limits["fma"]["float32"], nbytes / rate) / 1e9
+
+
+def vector_bits(lib: Any = None) -> int:
+    """The width of the vectors that kernels are generated for."""
+    from cermet.compiler.llvm.target import host
+
+    return 8 * int(host().vector_bytes)

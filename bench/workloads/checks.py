@@ -14,7 +14,18 @@ import numpy as np
 
 from bench.workloads.models import Training, make_model
 
-__all__ = ["compiles", "first_step", "import_seconds", "lengths", "peak_memory", "resident", "weights_digest"]
+__all__ = [
+    "chain",
+    "compiles",
+    "digest",
+    "first_step",
+    "import_seconds",
+    "lengths",
+    "peak_memory",
+    "printed_loss",
+    "resident",
+    "weights_digest",
+]
 
 
 def _compiled(lib: Any) -> list[int]:
@@ -138,3 +149,54 @@ def weights_digest(lib: Any, threads: int, steps: int = 19) -> str:
         return hashlib.sha256(b"".join(np.ascontiguousarray(np.asarray(state[k])).tobytes() for k in sorted(state))).hexdigest()
     finally:
         lib.set_num_threads(before)
+
+
+def digest(framework: str, threads: int = 2, steps: int = 19) -> dict[str, Any]:
+    """`weights_digest` in a process of its own, and how many kernels it compiled instead of finding them on disk."""
+    lib = importlib.import_module(framework)
+    before = _compiled(lib)[1]
+    value = weights_digest(lib, threads, steps)
+    return {"digest": value, "kernels": _compiled(lib)[1] - before}
+
+
+def chain(lib: Any, length: int) -> dict[str, float]:
+    """Seconds to record, evaluate, differentiate, copy and delete a chain of so many operations."""
+    x = lib.ones(4, requires_grad=True)
+    lib.realize(x)
+    clock, marks = time.perf_counter, [time.perf_counter()]
+    y = x
+    for _ in range(length):
+        y = y + x
+    marks.append(clock())
+    lib.realize(y)
+    marks.append(clock())
+    y.sum().backward()
+    lib.realize(x.grad)
+    marks.append(clock())
+    z = y.clone()
+    lib.realize(z)
+    marks.append(clock())
+    del y, z
+    marks.append(clock())
+    parts = dict(zip(("record", "evaluate", "differentiate", "copy", "delete"), np.diff(marks).tolist(), strict=True))
+    return {**parts, "total": marks[-1] - marks[0]}
+
+
+def printed_loss(lib: Any) -> dict[str, float]:
+    """Floating-point operations of all kernels of a training step, without and with ``str(loss)`` before ``backward()``: alike when
+    looking runs nothing twice."""
+    from bench.profiling import Recorder
+
+    def step(look: bool) -> float:
+        training = make_model(lib, "digits_cnn")
+        with Recorder() as recorder:
+            training.optimizer.zero_grad()
+            loss = training.loss(*training.data)
+            if look:
+                str(loss)
+            loss.backward()
+            training.optimizer.step()
+            loss.item()
+        return sum(float(call.flops) * len(recorder.times[p]) for p, calls in recorder.calls.items() for call in calls)
+
+    return {"plain": step(False), "looked": step(True)}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
+import warnings
 from collections import OrderedDict
 from sys import getrefcount
 from typing import Any
@@ -18,7 +19,7 @@ from cermet.compiler.llvm.jit import compile_many
 from cermet.compiler.llvm.target import host
 from cermet.graph.node import Node
 from cermet.lazy.by_reference import evaluate_reference
-from cermet.lazy.record import Tape, describe_location
+from cermet.lazy.record import Tape, describe_location, user_location
 from cermet.lazy.values import held_mask, set_value, settle_clones
 from cermet.runtime.buffer import Buffer
 from cermet.runtime.program import Gate, Launch, Pointer, Program, ScalarArg
@@ -100,7 +101,8 @@ def _find(tape: Tape, nodes: list[Node], counts: tuple[int, ...], alias: Any) ->
         if compiled is not None:
             _programs.move_to_end(key)
     if compiled is None:
-        compiled = _compile(tape, nodes, held)
+        reason = _notice(nodes, key)
+        compiled = _compile(tape, nodes, held, reason)
         _counts["programs_compiled"] += 1
     else:
         _counts["program_hits"] += 1
@@ -114,7 +116,55 @@ def _find(tape: Tape, nodes: list[Node], counts: tuple[int, ...], alias: Any) ->
     return compiled
 
 
-def _compile(tape: Tape, nodes: list[Node], held: list[bool]) -> Compiled:
+OFTEN = 64  # programs compiled for one line of the user's from which on that is worth a warning
+
+
+class _Site:
+    """What was compiled for evaluations that one line of the user's asked for."""
+
+    __slots__ = ("count", "last", "shapes")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.shapes = 0
+        self.last: Any = None
+
+
+_sites: OrderedDict[Any, _Site] = OrderedDict()
+
+
+def _notice(nodes: list[Node], key: Any) -> str:
+    """Why a program is compiled, compared with the last one for the same line; warns when a line keeps causing it."""
+    where = user_location(3)
+    with _lock:
+        site = _sites.setdefault(where, _Site())
+        _sites.move_to_end(where)
+        while len(_sites) > 1024:
+            _sites.popitem(last=False)
+        last, site.last = site.last, (len(key[0]), tuple([n.call.op.name for n in nodes]), key[1], key[2])
+        site.count += 1
+        if last is None:
+            reason = "first evaluation here"
+        elif last[1] != site.last[1]:
+            reason = "other operations than last time"
+        elif last[2] == site.last[2] and last[3] != site.last[3]:
+            reason = "other results are held than last time"
+        else:
+            reason = "other shapes, dtypes or attributes than last time"
+            site.shapes += 1
+        count, mostly_shapes = site.count, site.shapes * 2 > site.count
+    if count == OFTEN:
+        cure = "pad to a few sizes" if mostly_shapes else "keep the operations between two evaluations the same"
+        warnings.warn(
+            f"{count} programs have been compiled for evaluations at {describe_location(where)} (the last one: {reason}). Each costs "
+            f"planning time; {cure}, or set CERMET_LOG=compile to see them all.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return reason
+
+
+def _compile(tape: Tape, nodes: list[Node], held: list[bool], reason: str) -> Compiled:
     begin = time.perf_counter()
     wanted = [n for n, h in zip(nodes, held, strict=True) if h and n.call.outs is None]
     # Planning makes many small objects and no garbage cycles; letting the collector look at each batch of them costs a tenth of the time.
@@ -131,16 +181,16 @@ def _compile(tape: Tape, nodes: list[Node], held: list[bool]) -> Compiled:
     _seconds["schedule"] += middle - begin
     _seconds["compile"] += end - middle
     if "compile" in config.log:
-        _report(nodes, wanted, schedule, middle - begin, end - middle)
+        _report(nodes, wanted, schedule, middle - begin, end - middle, reason)
     return _assemble(tape, nodes, wanted, schedule, codes)
 
 
-def _report(nodes: list[Node], wanted: list[Node], schedule: Schedule, planning: float, compiling: float) -> None:
+def _report(nodes: list[Node], wanted: list[Node], schedule: Schedule, planning: float, compiling: float, reason: str) -> None:
     import sys
 
     where = describe_location(nodes[-1].where) if nodes else ""
     print(
-        f"cermet: compiled a program of {len(nodes)} nodes, {len(wanted)} results, {len(schedule.calls)} launches "
+        f"cermet: {reason}: compiled a program of {len(nodes)} nodes, {len(wanted)} results, {len(schedule.calls)} launches "
         f"(planned in {planning * 1e3:.1f} ms, code in {compiling * 1e3:.1f} ms); last op recorded at {where}",
         file=sys.stderr,
     )

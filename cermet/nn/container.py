@@ -58,15 +58,17 @@ class Sequential(Module):
     def _renumber(self) -> None:
         self._modules = {str(k): m for k, m in enumerate(self._modules.values())}
 
-    def __len__(self) -> int:
-        return len(self._modules)
-
     def __iter__(self) -> Iterator[Module]:
         return iter(self._modules.values())
 
+    def __len__(self) -> int:
+        return len(self._modules)
+
     def __add__(self, other: Any) -> Sequential:
         if not isinstance(other, Sequential):
-            raise ValueError(f"a Sequential + a {type(other).__name__}: only another Sequential can be joined to it; use append() for a module")
+            raise ValueError(
+                f"a Sequential + a {type(other).__name__}: only another Sequential can be joined to it; use append() for a module"
+            )
         return Sequential(*self, *other)
 
     def __iadd__(self, other: Any) -> Sequential:
@@ -129,11 +131,11 @@ class ModuleList(Module):
         del modules[index]
         self._modules = {str(k): m for k, m in enumerate(modules)}
 
-    def __len__(self) -> int:
-        return len(self._modules)
-
     def __iter__(self) -> Iterator[Module]:
         return iter(self._modules.values())
+
+    def __len__(self) -> int:
+        return len(self._modules)
 
     def __contains__(self, module: Any) -> bool:
         return any(m is module for m in self)
@@ -195,23 +197,23 @@ class ModuleDict(Module):
         if modules is not None:
             self.update(modules)
 
-    def __getitem__(self, key: str) -> Any:
-        return self._modules[key]
-
-    def __setitem__(self, key: str, module: Module) -> None:
-        self.add_module(key, module)
-
-    def __delitem__(self, key: str) -> None:
-        del self._modules[key]
-
-    def __len__(self) -> int:
-        return len(self._modules)
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._modules)
 
     def __contains__(self, key: Any) -> bool:
         return key in self._modules
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __getitem__(self, key: str) -> Any:
+        return self._modules[key]
+
+    def __delitem__(self, key: str) -> None:
+        self._modules.pop(key)
+
+    def __setitem__(self, key: str, module: Module) -> None:
+        self.add_module(key, module)
 
     def clear(self) -> None:
         """Remove all."""
@@ -233,9 +235,7 @@ class ModuleDict(Module):
     def update(self, modules: Any) -> None:
         """Add modules from a mapping or from pairs."""
         if not isinstance(modules, Iterable):
-            raise TypeError(
-                f"ModuleDict.update: a {type(modules).__name__} is neither a dict nor a list of (name, module)"
-            )
+            raise TypeError(f"ModuleDict.update: a {type(modules).__name__} is neither a dict nor a list of (name, module)")
         pairs = modules.items() if isinstance(modules, Mapping | ModuleDict) else modules
         for key, module in pairs:
             self[key] = module
@@ -250,31 +250,31 @@ class ParameterList(Module):
 
     def __init__(self, values: Iterable[Any] | None = None) -> None:
         super().__init__()
-        self._size = 0
+        self._count = 0
         if values is not None:
             self.extend(values)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return type(self)([self[k] for k in range(*index.indices(len(self)))])
-        return getattr(self, str(_position(index, self._size)))
+        return getattr(self, str(_position(index, self._count)))
 
     def __setitem__(self, index: int, value: Any) -> None:
-        setattr(self, str(_position(index, self._size)), _as_parameter(value))
+        setattr(self, str(_position(index, self._count)), _as_parameter(value))
 
     def __len__(self) -> int:
-        return self._size
+        return self._count
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[k] for k in range(self._size)])
+        return iter([self[k] for k in range(self._count)])
 
     def __iadd__(self, values: Iterable[Any]) -> ParameterList:
         return self.extend(values)
 
     def append(self, value: Any) -> ParameterList:
         """Add a value at the end."""
-        setattr(self, str(self._size), _as_parameter(value))
-        self._size += 1
+        setattr(self, str(self._count), _as_parameter(value))
+        self._count += 1
         return self
 
     def extend(self, values: Iterable[Any]) -> ParameterList:
@@ -294,7 +294,7 @@ class ParameterDict(Module):
 
     def __init__(self, parameters: Any = None) -> None:
         super().__init__()
-        self._keys: dict[str, None] = {}
+        self._order: dict[str, None] = {}
         if parameters is not None:
             self.update(parameters)
 
@@ -302,30 +302,30 @@ class ParameterDict(Module):
         return getattr(self, str(key))
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._keys[str(key)] = None
+        self._order[str(key)] = None
         setattr(self, str(key), _as_parameter(value))
 
     def __delitem__(self, key: str) -> None:
-        del self._keys[str(key)]
+        del self._order[str(key)]
         delattr(self, str(key))
 
-    def __len__(self) -> int:
-        return len(self._keys)
-
     def __iter__(self) -> Iterator[str]:
-        return iter(self._keys)
+        return iter(self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)
 
     def __contains__(self, key: Any) -> bool:
-        return key in self._keys
+        return key in self._order
 
     def keys(self) -> Any:
-        return self._keys.keys()
+        return self._order.keys()
 
     def values(self) -> Any:
-        return [self[k] for k in self._keys]
+        return [self[k] for k in self._order]
 
     def items(self) -> Any:
-        return [(k, self[k]) for k in self._keys]
+        return [(k, self[k]) for k in self._order]
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key, or ``default``."""

@@ -90,11 +90,10 @@ class _ConvNd(Module):
 
     def reset_parameters(self) -> None:
         """Uniform within 1 / sqrt(fan_in), as PyTorch."""
-        init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        if self.bias is not None:
-            fan_in = math.prod(self.weight.shape[1:])
-            if fan_in:
-                init.uniform_(self.bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+        bound = 1 / math.sqrt(max(math.prod(self.weight.shape[1:]), 1))
+        for p in (self.weight, self.bias):
+            if p is not None:
+                init.uniform_(p, -bound, bound)
 
     def _sides(self) -> list[int]:
         """Padding of both ends of each dimension, the last one first, as `pad` takes it."""

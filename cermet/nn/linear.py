@@ -44,10 +44,10 @@ class Linear(Module):
 
     def reset_parameters(self) -> None:
         """Uniform within 1 / sqrt(in_features), as PyTorch."""
-        init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        if self.bias is not None:
-            bound = 1 / math.sqrt(self.in_features) if self.in_features > 0 else 0
-            init.uniform_(self.bias, -bound, bound)
+        bound = 1 / math.sqrt(max(self.in_features, 1))
+        for p in (self.weight, self.bias):
+            if p is not None:
+                init.uniform_(p, -bound, bound)
 
     def forward(self, input: Any) -> Any:
         return F.linear(input, self.weight, self.bias)
@@ -156,7 +156,9 @@ class Embedding(Module):
             self.reset_parameters()
         else:
             if list(_weight.shape) != [num_embeddings, embedding_dim]:
-                raise ValueError(f"Embedding: weight {list(_weight.shape)} is not [{num_embeddings}, {embedding_dim}], the sizes that were given")
+                raise ValueError(
+                    f"Embedding: weight {list(_weight.shape)} is not [{num_embeddings}, {embedding_dim}], the sizes that were given"
+                )
             self.weight = Parameter(_weight, requires_grad=not _freeze)
 
     def reset_parameters(self) -> None:
@@ -234,14 +236,14 @@ class EmbeddingBag(Module):
             input,
             self.weight,
             offsets,
-            self.max_norm,
-            self.norm_type,
-            self.scale_grad_by_freq,
-            self.mode,
-            self.sparse,
-            per_sample_weights,
-            self.include_last_offset,
-            self.padding_idx,
+            mode=self.mode,
+            per_sample_weights=per_sample_weights,
+            padding_idx=self.padding_idx,
+            include_last_offset=self.include_last_offset,
+            scale_grad_by_freq=self.scale_grad_by_freq,
+            sparse=self.sparse,
+            max_norm=self.max_norm,
+            norm_type=self.norm_type,
         )
 
     def extra_repr(self) -> str:

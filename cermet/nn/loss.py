@@ -208,10 +208,10 @@ class TripletMarginWithDistanceLoss(Module):
             anchor,
             positive,
             negative,
-            distance_function=self.distance_function,
+            reduction=self.reduction,
             margin=self.margin,
             swap=self.swap,
-            reduction=self.reduction,
+            distance_function=self.distance_function,
         )
 
 

@@ -172,10 +172,8 @@ class Module:
         if tensor is not None and not isinstance(tensor, TensorBase):
             raise TypeError(f"cannot assign '{type(tensor).__name__}' object to buffer '{name}' (cermet.Tensor or None required)")
         self._buffers[name] = tensor
-        if persistent:
-            self._non_persistent_buffers_set.discard(name)
-        else:
-            self._non_persistent_buffers_set.add(name)
+        left_out = self._non_persistent_buffers_set
+        (left_out.discard if persistent else left_out.add)(name)
 
     def add_module(self, name: str, module: Module | None) -> None:
         """Add a submodule under ``name``."""
@@ -239,15 +237,16 @@ class Module:
         self, memo: set[Any] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Module]]:
         """All modules with their dotted names, the module itself ("") first."""
-        memo = set() if memo is None else memo
-        if self in memo:
+        seen = set() if memo is None else memo
+        if self in seen:
             return
-        if remove_duplicate:
-            memo.add(self)
         yield prefix, self
-        for name, module in self._modules.items():
-            if module is not None:
-                yield from module.named_modules(memo, prefix + ("." if prefix else "") + name, remove_duplicate)
+        if remove_duplicate:
+            seen.add(self)
+        inner = f"{prefix}." if prefix else ""
+        for name, child in self._modules.items():
+            if child is not None:
+                yield from child.named_modules(seen, inner + name, remove_duplicate)
 
     def modules(self) -> Iterator[Module]:
         """All modules, each once."""
@@ -306,9 +305,9 @@ class Module:
         """Switch this module and all below to training (or, with False, evaluation) mode."""
         if not isinstance(mode, bool):
             raise ValueError(f"train(mode={mode!r}): give True or False")
+        for child in self.children():
+            child.train(mode)
         self.training = mode
-        for module in self.children():
-            module.train(mode)
         return self
 
     def eval(self) -> Module:

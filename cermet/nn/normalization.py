@@ -79,10 +79,10 @@ class _NormBase(Module):
 
     def reset_parameters(self) -> None:
         """Weight 1, bias 0; running statistics anew."""
-        self.reset_running_stats()
         if self.affine:
-            init.ones_(self.weight)
             init.zeros_(self.bias)
+            init.ones_(self.weight)
+        self.reset_running_stats()
 
     def _check_input_dim(self, input: Any) -> None:
         if input.ndim not in self._dims:

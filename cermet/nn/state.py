@@ -182,9 +182,7 @@ def _load_one(module: Any, name: str, target: Any, value: Any, key: str, assign:
     from cermet.nn.parameter import Parameter, is_lazy
 
     if not isinstance(value, TensorBase):
-        errors.append(
-            f"{key}: the state dict holds a {type(value).__name__}, not a tensor"
-        )
+        errors.append(f"{key}: the state dict holds a {type(value).__name__}, not a tensor")
         return
     if is_lazy(target):
         target.materialize(tuple(value.shape))
@@ -192,9 +190,7 @@ def _load_one(module: Any, name: str, target: Any, value: Any, key: str, assign:
     if tuple(value.shape) == (1,) and tuple(target.shape) == ():
         value = value[0]  # type: ignore[index]
     if tuple(value.shape) != tuple(target.shape):
-        errors.append(
-            f"{key}: size mismatch: {list(value.shape)} in the state dict, {list(target.shape)} in the module"
-        )
+        errors.append(f"{key}: size mismatch: {list(value.shape)} in the state dict, {list(target.shape)} in the module")
         return
     if not assign:
         target._write(value.detach().to(target.dtype))  # type: ignore[attr-defined]
@@ -283,5 +279,5 @@ def load_state_dict(module: Any, given: Mapping[str, Any], strict: bool, assign:
             errors.insert(0, f"in the state dict, but not in the module: {quoted(unexpected)}")
     if errors:
         text = "\n\t".join(errors)
-        raise RuntimeError(f"{type(module).__name__}.load_state_dict: nothing was dropped silently (strict=False does that for names):\n\t{text}")
+        raise RuntimeError(f"{type(module).__name__}.load_state_dict: the state dict does not fit the module:\n\t{text}")
     return IncompatibleKeys(missing, unexpected)

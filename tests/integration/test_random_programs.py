@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import cermet as ct
 from cermet import config
@@ -160,9 +162,8 @@ def compare(a: tuple[list[Any], list[Any]], b: tuple[list[Any], list[Any]], what
             np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5 * scale, err_msg=f"{kind} {k}: {what}")
 
 
-@pytest.mark.parametrize("seed", range(24))
-def test_ways_of_evaluation_agree(seed: int) -> None:
-    program = Program(seed, 18)
+def check(seed: int, length: int) -> None:
+    program = Program(seed, length)
     deferred = program.run(False)
     with ct.eager():
         eager = program.run(False)
@@ -174,7 +175,15 @@ def test_ways_of_evaluation_agree(seed: int) -> None:
     compare(deferred, reference, "compiled against reference")
 
 
+@pytest.mark.filterwarnings("ignore:.*programs have been compiled:RuntimeWarning")
+@settings(max_examples=24, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 1 << 30), length=st.integers(1, 18))
+def test_ways_of_evaluation_agree(seed: int, length: int) -> None:
+    check(seed, length)
+
+
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*programs have been compiled:RuntimeWarning")
 @pytest.mark.parametrize("seed", range(100, 400))
 def test_more_ways_of_evaluation_agree(seed: int) -> None:
-    test_ways_of_evaluation_agree(seed)
+    check(seed, 18)

@@ -273,3 +273,11 @@ def test_bad_data_is_noticed_before_a_leaf_is_overwritten():
         update(7)
     assert before.buffer is not None
     np.testing.assert_array_equal(np.asarray(before.buffer.view("float32", (2,))), [0.0, 0.0])
+
+
+def test_a_line_that_keeps_compiling_is_named():
+    from cermet.lazy import run
+
+    with pytest.warns(RuntimeWarning, match=r"test_evaluation.py:\d+ \(the last one: other shapes"):
+        for n in range(1, run.OFTEN + 3):
+            (ct.ones(n) + 1).tolist()

@@ -29,6 +29,8 @@ from cermet.dtypes import DType
 __all__ = ["ConvSpec", "channels_first", "channels_last", "plan"]
 
 Direction = Literal["forward", "input_grad", "weight_grad"]
+WEIGHT_BLOCKS = 16
+"""Parallel blocks that the gradient of the weights is cut into at least, where its shape allows."""
 
 
 @dataclass(frozen=True)
@@ -415,9 +417,16 @@ class _Weights(_Maker):
         pixels, every = s.n * prod(s.out), p.groups * p.blocks
         # A chunk's input of one tap and a block of its dy should stay in the first-level cache, all of its dy in the second.
         tiles = max(8, min(32, (16 << 10) // (PIXELS * p.run * item), (8 << 10) // (PIXELS * kernel.channels * item)))
-        part_blocks = min(every, max(1, getattr(self.target, "l2", 1 << 19) // 4 // (tiles * PIXELS * kernel.channels * item)))
+        l2 = getattr(self.target, "l2", 1 << 19)
+        part_blocks = min(every, max(1, l2 // 4 // (tiles * PIXELS * kernel.channels * item)))
+        spans, span = self.spans(pixels, -(-every // part_blocks), p.elements)
+        # Enough parallel blocks, and the sums of one in the second-level cache, for every chunk of pixels passes over all of them.
+        # Parts of the output channels come first: parts of the taps pack the same dy again.
+        most = max(1, every * (l2 // 2) // max(1, p.elements * item))
+        enough = -(-WEIGHT_BLOCKS // max(spans, 1))
+        part_blocks = max(1, min(part_blocks, every // enough, most))
         parts = -(-every // part_blocks)
-        spans, span, tap_parts = self.spans(pixels, parts, p.axes[0].taps, p.elements)
+        tap_parts = max(1, min(p.axes[0].taps, max(-(-enough // parts), -(-part_blocks // most))))
         partial = self.temp(spans * p.elements)
         if spans == 0:
             return spans, partial
@@ -433,19 +442,17 @@ class _Weights(_Maker):
         self.launch(kernel, args, total, kernel.scratch(tiles, part_blocks, zeros), 2 * s.macs, grain)
         return spans, partial
 
-    def spans(self, pixels: int, parts: int, taps: int, elements: int) -> tuple[int, int, int]:
-        """How many spans the pixels are cut into, pixels of one, and parts of the first dimension's taps.
+    def spans(self, pixels: int, parts: int, elements: int) -> tuple[int, int]:
+        """How many spans the pixels are cut into, and pixels of one.
 
-        All together make enough parallel blocks. Spans share nothing but cost partial sums; parts of the taps pack the same dy
-        again.
+        Spans share nothing but cost partial sums, so wide layers get few of them.
         """
         if pixels == 0:
-            return 0, 0, 1
+            return 0, 0
         most = max(1, min(pixels // 512, (4 << 20) // max(1, elements * self.compute.itemsize)))
-        count = max(1, min(-(-16 // parts), most))
+        count = max(1, min(-(-WEIGHT_BLOCKS // parts), most))
         span = -(-pixels // (count * PIXELS)) * PIXELS
-        count = -(-pixels // span)
-        return count, span, max(1, min(taps, -(-16 // (parts * count))))
+        return -(-pixels // span), span
 
     def add_up(self, p: _Product, partial: Temp, spans: int) -> None:
         """Launch the addition of the partial sums."""

@@ -1,0 +1,90 @@
+"""Measure Cermet, beside PyTorch where it is installed, and say which of its promises hold.
+
+    python -m bench [section ...] [--quick] [--readme] [--no-peers] [--threads 2]
+
+Sections (all of them without a name): overhead, compile, memory, bits, second, limits, matmul, conv, kernels, steps. `docs/performance.md`
+says what each measures and how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from bench.measure import ROOT, WorkerError
+from bench.run import Bench
+from bench.sections import engine, speed
+
+SECTIONS: dict[str, Callable[[Bench], None]] = {
+    "overhead": engine.overhead,
+    "compile": engine.compiling,
+    "memory": engine.memory,
+    "bits": engine.bits,
+    "second": engine.second,
+    "limits": speed.limits,
+    "matmul": speed.matmul,
+    "conv": speed.convolution,
+    "kernels": speed.kernels,
+    "steps": speed.steps,
+}
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sections", nargs="*", metavar="section", help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds")
+    parser.add_argument("--readme", action="store_true", help="rewrite README's table also after a quick run")
+    parser.add_argument("--no-peers", action="store_true", help="measure Cermet alone")
+    parser.add_argument("--threads", type=int, default=2, help="of each framework")
+    options = parser.parse_args()
+    unknown = [s for s in options.sections if s not in SECTIONS]
+    if unknown:
+        parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    return options
+
+
+def main() -> int:
+    options = arguments()
+    sys.path.insert(0, str(ROOT))
+    bench = Bench(options.quick, options.threads, not options.no_peers)
+    report, failed = bench.report, []
+    report.about |= {
+        "cermet": bench.cermet.version,
+        "torch": bench.torch.version if bench.torch else None,
+        "threads": options.threads,
+        "cpu": f"{os.cpu_count()} cores with {bench.cermet.call('bench.limits:vector_bits')}-bit vectors",
+        "quick": options.quick,
+        "date": datetime.date.today().isoformat(),
+    }
+    chosen = options.sections or list(SECTIONS)
+    for name in chosen:
+        begin, tables = time.perf_counter(), len(report.tables)
+        try:
+            SECTIONS[name](bench)
+        except WorkerError as error:
+            failed.append(name)
+            bench.note(f"{name}: {error}")
+        for table in report.tables[tables:]:
+            print("\n" + table.text(), flush=True)
+        bench.note(f"[{name}: {time.perf_counter() - begin:.0f} s]")
+    bench.close()
+    if report.requirements:
+        print("\n" + report.required().text())
+    print("\n" + report.heading())
+    for path in report.write(ROOT / "out"):
+        print(f"written: {path.relative_to(ROOT)}")
+    if not failed and (options.readme or (not options.quick and set(chosen) == set(SECTIONS))):
+        report.readme(ROOT / "README.md")
+        print("written: README.md")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
