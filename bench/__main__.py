@@ -13,6 +13,7 @@ import datetime
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 
 from bench.measure import ROOT, WorkerError
@@ -68,9 +69,9 @@ def main() -> int:
         begin, tables = time.perf_counter(), len(report.tables)
         try:
             SECTIONS[name](bench)
-        except WorkerError as error:
+        except Exception as error:  # the other sections' figures are worth having
             failed.append(name)
-            bench.note(f"{name}: {error}")
+            bench.note(f"{name}: {error}" if isinstance(error, WorkerError) else f"{name}: {traceback.format_exc()}")
         for table in report.tables[tables:]:
             print("\n" + table.text(), flush=True)
         bench.note(f"[{name}: {time.perf_counter() - begin:.0f} s]")

@@ -151,11 +151,11 @@ def weights_digest(lib: Any, threads: int, steps: int = 19) -> str:
         lib.set_num_threads(before)
 
 
-def digest(framework: str, threads: int = 2, steps: int = 19) -> dict[str, Any]:
-    """`weights_digest` in a process of its own, and how many kernels it compiled instead of finding them on disk."""
+def digest(framework: str, on: int = 2, steps: int = 19) -> dict[str, Any]:
+    """`weights_digest` with so many threads in a process of its own, and how many kernels it compiled instead of finding them on disk."""
     lib = importlib.import_module(framework)
     before = _compiled(lib)[1]
-    value = weights_digest(lib, threads, steps)
+    value = weights_digest(lib, on, steps)
     return {"digest": value, "kernels": _compiled(lib)[1] - before}
 
 

@@ -14,6 +14,7 @@ __all__ = ["evaluate_reference"]
 
 
 def evaluate_reference(tape: Tape, nodes: list[Node], counts: tuple[int, ...]) -> None:
+    """Compute the held nodes of a tape one by one; raises the first error after all that does not depend on it has its value."""
     held = held_mask(nodes, counts)
     clones = tape.clones
     tape.reset()

@@ -41,7 +41,10 @@ _SPELLINGS = {"axis": "dim", "axes": "dim", "keepdims": "keepdim"}
 
 def _numpy_spellings(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Let ``axis`` and ``keepdims`` stand for ``dim`` and ``keepdim`` where the function has those."""
-    names = inspect.signature(fn).parameters
+    code = getattr(inspect.unwrap(fn), "__code__", None)  # inspect.signature would take a tenth of the package's import
+    if code is None:  # a class
+        return fn
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     accepted = {n: t for n, t in _SPELLINGS.items() if t in names and n not in names}
     if not accepted:
         return fn
