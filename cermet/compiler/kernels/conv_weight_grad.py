@@ -2,8 +2,9 @@
 
 The pixels are cut into spans, each summed into its own partial result; a second kernel adds these in order. Within a span a chunk
 of pixels at a time: its rows of dy are packed into scratch in blocks of output channels, then for each tap a tile of (input
-channels × output channels) stays in registers over the chunk's pixels. The input is read in place, through addresses as in the
-forward convolution.
+channels × output channels) stays in registers over the chunk's pixels. The input is read through addresses as in the forward
+convolution: in place, or from copies in scratch where pixels lie so far apart that they would compete for the same few sets of
+the first-level cache.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PIXELS = 8
 WORDS = 12
 _OWN = (
     "zeros", "tap_parts", "tap_span", "parts", "part_blocks", "groups", "blocks", "span", "tiles", "run", "row_tiles", "outs",
-    "src_g", "span_bytes", "group_bytes",
+    "src_g", "span_bytes", "group_bytes", "pitch",
 )  # fmt: skip
 
 
@@ -35,9 +36,10 @@ class WeightGradKernel:
     Attributes:
         compute: dtype of the input and of the sums.
         gradient: dtype of dy in memory.
-        rank: spatial dimensions; a parallel block runs over some taps of the first one and all of the others.
+        rank: spatial dimensions.
         rows, vectors, lanes: the register tile: input channels × vectors of output channels.
         mixing: as in `TapKernel`; ``rows`` is then the same.
+        copying: the input channels of a chunk's pixels are copied side by side for each tap.
     """
 
     compute: DType
@@ -47,6 +49,7 @@ class WeightGradKernel:
     vectors: int
     lanes: int
     mixing: int = 0
+    copying: bool = False
     ENTRY = "conv_weight_grad"
 
     @property
@@ -56,16 +59,22 @@ class WeightGradKernel:
     @property
     def key(self) -> str:
         tile = f"{self.rows}x{self.vectors}x{self.lanes}"
-        return f"conv_weight_grad:{self.mixing}:{self.compute.name}:{self.gradient.name}:{self.rank}d:{tile}"
+        how = "copying" if self.copying else "in_place"
+        return f"conv_weight_grad:{how}:{self.mixing}:{self.compute.name}:{self.gradient.name}:{self.rank}d:{tile}"
 
     def params(self) -> list[str]:
         """Named parameters; the phases of the axes follow."""
         return ["src", "dst", "partial", *_OWN, *PixelTable.params(self.rank)]
 
-    def scratch(self, tiles: int, part_blocks: int, zeros: int) -> int:
+    def pitch(self, run: int) -> int:
+        """Bytes between copied pixels: an odd number of cache lines, so that all sets of the cache are used."""
+        return (-(-run * self.compute.itemsize // 64) | 1) * 64 if self.copying else 0
+
+    def scratch(self, tiles: int, part_blocks: int, zeros: int, run: int) -> int:
         """Bytes of scratch for chunks of ``tiles * PIXELS`` pixels and a row of ``zeros`` zeros."""
         words = PixelTable.scratch_words(self.rank, PIXELS, tiles) + tiles * WORDS + 16
-        return 8 * words + (part_blocks * tiles * PIXELS * self.channels + zeros) * self.compute.itemsize + 128
+        values = (part_blocks * tiles * PIXELS * self.channels + zeros) * self.compute.itemsize
+        return 8 * words + values + tiles * PIXELS * self.pitch(run) + 128
 
     def build(self, target: Any) -> Any:
         """The LLVM module."""
@@ -89,7 +98,8 @@ class _Body:
         zeros = k.at(self.list, k.mul(self.s["tiles"], WORDS), I64)
         with k.loop(0, self.s["zeros"]) as i:
             k.store(k.zero(spec.compute), k.at(zeros, i, self.element), spec.compute)
-        self.packed = self._aligned(k.at(zeros, self.s["zeros"], self.element))
+        self.copies = self._aligned(k.at(zeros, self.s["zeros"], self.element))
+        self.packed = self._bytes_on(self.copies, k.mul(self.chunk, self.s["pitch"])) if spec.copying else self.copies
         address = k.x.line(I64, f"ptrtoint ptr {zeros.get_reference()} to i64")
         self.table = PixelTable(k, spec.rank, PIXELS, address)
         # Bytes of a tile of sums, and of all tiles of one tap.
@@ -109,6 +119,9 @@ class _Body:
 
     def write(self) -> None:
         k, s = self.k, self.s
+        taps: Index = 1
+        for d in self.phase:
+            taps = k.mul(taps, d["count"])
         with k.loop(k.begin, k.end) as block:
             rest, tap_part = k.divmod(block, s["tap_parts"])
             span, part = k.divmod(rest, s["parts"])
@@ -124,12 +137,9 @@ class _Body:
                 self._pack(pixels, tiles, low, high)
                 fresh = k.cmp("eq", at, first)
                 tap_low = k.mul(tap_part, s["tap_span"])
-                tap_high = k.min(k.add(tap_low, s["tap_span"]), self.phase[0]["count"])
+                tap_high = k.min(k.add(tap_low, s["tap_span"]), taps)
                 with k.loop(tap_low, tap_high) as tap:
-                    offset = k.add(self.phase[0]["first"], k.mul(tap, self.table.slots["ostep0"]))
-                    self._taps(
-                        1, [offset], tap, lambda number, offsets: self._tap(number, offsets, tiles, low, high, sums, fresh)
-                    )
+                    self._tap(tap, self._offsets(tap), tiles, low, high, sums, fresh)
         k.done()
 
     def _channel(self, block: Value) -> tuple[Value, Value, Value]:
@@ -175,16 +185,14 @@ class _Body:
 
     # -- taps ------------------------------------------------------------------------------------------------------
 
-    def _taps(self, d: int, offsets: list[Value], number: Value, leaf: Any) -> None:
-        """Loops over the taps of dimensions ``d ..``; ``leaf`` gets the tap's number and its source position in each."""
+    def _offsets(self, number: Index) -> list[Value]:
+        """The source position of a tap in each dimension, from its number."""
         k = self.k
-        if d == self.spec.rank:
-            leaf(number, offsets)
-            return
-        count = self.phase[d]["count"]
-        with k.loop(0, count) as i:
-            offset = k.add(self.phase[d]["first"], k.mul(i, self.table.slots[f"ostep{d}"]))
-            self._taps(d + 1, [*offsets, offset], k.add(k.mul(number, count), i), leaf)
+        offsets = []
+        for d in reversed(range(self.spec.rank)):
+            number, i = k.divmod(number, self.phase[d]["count"])
+            offsets.append(k.add(self.phase[d]["first"], k.mul(i, self.table.slots[f"ostep{d}"])))
+        return offsets[::-1]
 
     def _tap(self, number: Value, offsets: list[Value], tiles: Value, low: Value, high: Value, sums: Value, fresh: Value) -> None:
         """All sums of one tap over a chunk."""
@@ -196,6 +204,10 @@ class _Body:
             # Where the sums of this block and tap are: the groups are outermost.
             of_tap = self._bytes_on(self._bytes_on(sums, k.mul(group, s["group_bytes"])), k.mul(number, self.tap_bytes))
             of_block = self._bytes_on(of_tap, k.mul(k.mul(inner, s["row_tiles"]), self.tile_bytes))
+            if self.spec.copying:
+                # The copies are of one group; the list then leads to them.
+                with k.when(k.x.or_(k.cmp("eq", block, low), k.cmp("eq", inner, 0))):
+                    self._copy(k.mul(group, s["src_g"]), count)
             if self.spec.mixing:
                 self._tile(channel, packed, of_block, count, fresh)
             else:
