@@ -48,7 +48,7 @@ _attach()
 globals().update(_functions(""))
 
 # Rooms that model code uses, loaded at first use: importing cermet stays quick.
-_ROOMS = frozenset(("autograd", "data", "io", "linalg", "nn", "optim", "special", "utils"))
+_ROOMS = frozenset(("autograd", "cuda", "data", "io", "linalg", "nn", "optim", "special", "utils"))
 _FROM_ROOMS = {"load": "io", "save": "io"}
 
 

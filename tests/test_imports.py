@@ -25,7 +25,7 @@ LAYERS = (
     ("cli", "__main__"),
     ("",),
     # Names that PyTorch's users expect, gathered from the rooms below.
-    ("amp", "autograd", "fft", "func", "linalg", "special", "utils"),
+    ("amp", "autograd", "cuda", "fft", "func", "linalg", "special", "utils"),
     ("debug", "distributed", "export", "serve", "summary"),
     ("capture",),
     ("data", "distributions", "io", "nn", "optim"),

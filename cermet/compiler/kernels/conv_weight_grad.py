@@ -39,7 +39,7 @@ class WeightGradKernel:
         rank: spatial dimensions.
         rows, vectors, lanes: the register tile: input channels × vectors of output channels.
         mixing: as in `TapKernel`; ``rows`` is then the same.
-        copying: the input channels of a chunk's pixels are copied side by side for each tap.
+        copying: the input channels of a chunk's pixels are copied side by side for each tap; there is one group then.
     """
 
     compute: DType
@@ -198,16 +198,14 @@ class _Body:
         """All sums of one tap over a chunk."""
         k, s = self.k, self.s
         count = self._list(offsets, tiles)
+        if self.spec.copying:
+            self._copy(count)
         with k.loop(low, high) as block:
             group, inner, channel = self._channel(block)
             packed = k.at(self.packed, k.mul(k.mul(k.sub(block, low), self.chunk), self.spec.channels), self.element)
             # Where the sums of this block and tap are: the groups are outermost.
             of_tap = self._bytes_on(self._bytes_on(sums, k.mul(group, s["group_bytes"])), k.mul(number, self.tap_bytes))
             of_block = self._bytes_on(of_tap, k.mul(k.mul(inner, s["row_tiles"]), self.tile_bytes))
-            if self.spec.copying:
-                # The copies are of one group; the list then leads to them.
-                with k.when(k.x.or_(k.cmp("eq", block, low), k.cmp("eq", inner, 0))):
-                    self._copy(k.mul(group, s["src_g"]), count)
             if self.spec.mixing:
                 self._tile(channel, packed, of_block, count, fresh)
             else:
@@ -237,6 +235,19 @@ class _Body:
             return [k.add(carried[0], t.any(mask))]
 
         return k.fold(0, tiles, 1, [k.index(0)], body)[0]
+
+    def _copy(self, count: Value) -> None:
+        """Copy the pixels of the list, and let it lead to the copies."""
+        k, s, lanes = self.k, self.s, self.spec.lanes
+        with k.loop(0, count) as e, k.loop(0, PIXELS) as p:
+            place = k.at(self.list, k.add(k.mul(e, WORDS), p), I64)
+            source = k.load_raw(PTR, place, 8)
+            to = self._bytes_on(self.copies, k.mul(k.add(k.mul(e, PIXELS), p), s["pitch"]))
+            with k.loop(0, s["run"], lanes) as c:
+                at = k.min(c, k.sub(s["run"], lanes))
+                value = k.load(k.at(source, at, self.element), self.spec.compute, lanes)
+                k.store(value, k.at(to, at, self.element), self.spec.compute)
+            k.store_raw(to, place, 8)
 
     # -- tiles -----------------------------------------------------------------------------------------------------
 

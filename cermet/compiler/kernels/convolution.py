@@ -31,6 +31,8 @@ __all__ = ["ConvSpec", "channels_first", "channels_last", "plan"]
 Direction = Literal["forward", "input_grad", "weight_grad"]
 WEIGHT_BLOCKS = 16
 """Parallel blocks that the gradient of the weights is cut into at least, where its shape allows."""
+FAR_BYTES = 512
+"""Distance of pixels from which on the input is copied before use, where enough output channels share the copy."""
 
 
 @dataclass(frozen=True)
@@ -393,10 +395,18 @@ class _Weights(_Maker):
         groups, outs, reduced = (1, s.c, mixing) if mixing else (s.groups, self.og, self.cg)
         run_length = reduced * (s.kernel[-1] if run is not None else 1)
         kernel = self.kernel(run_length, outs, dy.dtype)
+        if groups == 1 and not mixing and self.far_apart(source, list(axes)) and run_length >= self.lanes and outs >= 128:
+            kernel = replace(kernel, copying=True)
         p = _Product(kernel, groups, outs, reduced, run_length, tuple(axes))
         spans, partial = self.sums(p, source, dy)
         self.add_up(p, partial, spans)
         return Plan(self.launches, self.temps)
+
+    def far_apart(self, source: _Image, axes: list[Axis]) -> bool:
+        """Whether successive pixels compete for few sets of the first-level cache: many channels, or successive images."""
+        names = PixelTable.params(self.rank)
+        inner = PixelTable.arguments(self.spec.n, axes, source.bytes, [0] * (1 + self.rank), [0] * self.rank, 0)
+        return abs(source.bytes[0] if inner[names.index("batch_inner")] else source.bytes[-1] * axes[-1].step) >= FAR_BYTES
 
     def kernel(self, run: int, outs: int, gradient: DType) -> WeightGradKernel:
         """The register tile for runs of ``run`` input channels."""
@@ -415,32 +425,65 @@ class _Weights(_Maker):
         """Launch the kernel; returns how many partial sums it makes, and where."""
         s, item, kernel = self.spec, self.compute.itemsize, p.kernel
         pixels, every = s.n * prod(s.out), p.groups * p.blocks
-        # A chunk's input of one tap and a block of its dy should stay in the first-level cache, all of its dy in the second.
-        tiles = max(8, min(32, (16 << 10) // (PIXELS * p.run * item), (8 << 10) // (PIXELS * kernel.channels * item)))
-        l2 = getattr(self.target, "l2", 1 << 19)
+        # A chunk's input of one tap and a block of its dy should stay in the first-level cache (copied input: in the second), all
+        # of its dy in the second.
+        l2, tap_count = getattr(self.target, "l2", 1 << 19), prod(a.taps for a in p.axes)
+        room = l2 // 4 if kernel.copying else 16 << 10
+        tiles = max(8, min(32, room // (PIXELS * p.run * item), (8 << 10) // (PIXELS * kernel.channels * item)))
         part_blocks = min(every, max(1, l2 // 4 // (tiles * PIXELS * kernel.channels * item)))
         spans, span = self.spans(pixels, -(-every // part_blocks), p.elements)
-        # Enough parallel blocks, and the sums of one in the second-level cache, for every chunk of pixels passes over all of them.
-        # Parts of the output channels come first: parts of the taps pack the same dy again.
-        most = max(1, every * (l2 // 2) // max(1, p.elements * item))
-        enough = -(-WEIGHT_BLOCKS // max(spans, 1))
-        part_blocks = max(1, min(part_blocks, every // enough, most))
-        parts = -(-every // part_blocks)
-        tap_parts = max(1, min(p.axes[0].taps, max(-(-enough // parts), -(-part_blocks // most))))
         partial = self.temp(spans * p.elements)
         if spans == 0:
             return spans, partial
-        tap_span = -(-p.axes[0].taps // tap_parts)
+        part_blocks, tap_span = self.parts(p, part_blocks, -(-WEIGHT_BLOCKS // spans), l2)
+        parts, tap_parts = -(-every // part_blocks), -(-tap_count // tap_span)
         tiles = max(1, min(tiles, -(-span // PIXELS)))
         zeros = max(p.run, source.channels)
         args: list[Arg] = [source.at, dy.at, partial, zeros, tap_parts, tap_span, parts, part_blocks, p.groups, p.blocks]
-        args += [span, tiles, p.run, p.row_tiles, p.outs, p.reduced, p.elements * item, p.elements // p.groups * item]
+        args += [
+            span,
+            tiles,
+            p.run,
+            p.row_tiles,
+            p.outs,
+            p.reduced,
+            p.elements * item,
+            p.elements // p.groups * item,
+            kernel.pitch(p.run),
+        ]
         args += PixelTable.arguments(s.n, list(p.axes), source.bytes, dy.bytes, [0] * self.rank, len(kernel.params()))
         args += PixelTable.tail(list(p.axes))
         total = tap_parts * parts * spans
         grain = 1 + total * (1 << 19) // max(1, 2 * s.macs)
-        self.launch(kernel, args, total, kernel.scratch(tiles, part_blocks, zeros), 2 * s.macs, grain)
+        self.launch(kernel, args, total, kernel.scratch(tiles, part_blocks, zeros, p.run), 2 * s.macs, grain)
         return spans, partial
+
+    def parts(self, p: _Product, most: int, enough: int, l2: int) -> tuple[int, int]:
+        """Blocks of output channels (up to ``most``) and taps of one parallel block: enough of these, and as little repeated work
+        as the cache allows.
+
+        Parts of the taps pack the same dy again, parts of the output channels list and copy the same input. Every chunk of
+        pixels passes over all sums of a parallel block, which should stay in the second-level cache beside dy and the input.
+        """
+        every, taps = p.groups * p.blocks, prod(a.taps for a in p.axes)
+        sums = p.elements * self.compute.itemsize / (every * taps)  # bytes of one block and tap
+        found = []
+        part_blocks = most
+        while True:
+            part_blocks = -(-every // -(-every // part_blocks))  # balanced
+            parts = -(-every // part_blocks)
+            for tap_span in sorted({-(-taps // n) for n in range(1, taps + 1)}):
+                tap_parts = -(-taps // tap_span)
+                lacking = max(0, enough - parts * tap_parts)
+                beyond = max(0.0, part_blocks * tap_span * sums - 0.55 * l2)
+                # Vectors read and written for each pixel: coordinates, dy, and the input.
+                vectors = 8 * parts * tap_parts + tap_parts * every * p.kernel.vectors
+                vectors += parts * taps * (2 + (p.run // p.kernel.lanes if p.kernel.copying else 0))
+                found.append((lacking, beyond, vectors, part_blocks, tap_span))
+            if part_blocks == 1:
+                break
+            part_blocks = -(-part_blocks // 2)
+        return min(found)[3:]
 
     def spans(self, pixels: int, parts: int, elements: int) -> tuple[int, int]:
         """How many spans the pixels are cut into, and pixels of one.
