@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LOUD = 0.06
 """The share of all processors' time that others may take in a round which counts."""
 
-PATIENCE = 3
+PATIENCE = 2
 """At most so many times the rounds asked for are measured."""
 
 
@@ -157,12 +157,13 @@ class Result:
 
     Attributes:
         rounds: per round that counts, the median of its times in seconds. best: the shortest time of all. first: of the first call.
-        noise: the largest share of the machine that others took in a round that counts. error: why there are none.
+        least: how many times a round takes at least, fewer for what takes long. noise: the largest share of the machine that others took in a round that counts. error: why there are none.
     """
 
     rounds: list[float] = field(default_factory=list)
     best: float = float("inf")
     first: float = 0.0
+    least: int = 3
     noise: float = 0.0
     error: str = ""
 
@@ -185,7 +186,7 @@ def _round(workers: list[Worker], results: dict[str, Result], seconds: float) ->
         if results[w.framework].error:
             continue
         try:
-            out[w.framework] = w.ask(do="time", id="it", seconds=seconds, least=3)["times"]
+            out[w.framework] = w.ask(do="time", id="it", seconds=seconds, least=results[w.framework].least)["times"]
         except WorkerError as error:
             results[w.framework].error = str(error)
     return out
@@ -206,7 +207,8 @@ def interleaved(
     for w in workers:
         try:
             results[w.framework].first = w.ask(do="make", id="it", kind=kind, name=name, options=options)["first"]
-            w.ask(do="time", id="it", seconds=seconds / 2, least=2)  # warms up
+            warm = w.ask(do="time", id="it", seconds=seconds / 2, least=1)["times"]
+            results[w.framework].least = 3 if warm[-1] < seconds else 1
             ready.append(w)
         except WorkerError as error:
             results[w.framework].error = str(error)

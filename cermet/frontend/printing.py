@@ -177,10 +177,7 @@ def _body(t: Any, indent: int) -> str:
 
 def tensor_repr(t: Any) -> str:
     """The text of a tensor; looks at its value."""
-    cls = type(t).__name__
-    prefix = "tensor(" if cls == "Tensor" else f"{cls}("
-    if cls == "Parameter":
-        return "Parameter containing:\n" + _joined("tensor(", _body(t, len("tensor(")), _suffixes(t))
+    prefix = "tensor("
     return _joined(prefix, _body(t, len(prefix)), _suffixes(t))
 
 

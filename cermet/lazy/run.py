@@ -155,11 +155,13 @@ def _notice(nodes: list[Node], key: Any) -> str:
         count, mostly_shapes = site.count, site.shapes * 2 > site.count
     if count == OFTEN:
         cure = "pad to a few sizes" if mostly_shapes else "keep the operations between two evaluations the same"
-        warnings.warn(
-            f"{count} programs have been compiled for evaluations at {describe_location(where)} (the last one: {reason}). Each costs "
+        file, _, line = describe_location(where).rpartition(":")
+        warnings.warn_explicit(
+            f"{count} programs have been compiled for evaluations at {file}:{line} (the last one: {reason}). Each costs "
             f"planning time; {cure}, or set CERMET_LOG=compile to see them all.",
             RuntimeWarning,
-            stacklevel=2,
+            file or "unknown",
+            int(line or 1),
         )
     return reason
 
