@@ -94,7 +94,7 @@ ifeq ($(PEERS),1)
 bench: $(STAMP_PEERS)
 endif
 bench: $(STAMP)
-	@$(RUN) -m bench $(BENCH_ARGS)
+	@$(RUN) -m bench $(if $(filter 1,$(PEERS)),,--no-peers) $(BENCH_ARGS)
 
 docs: $(STAMP_DOCS)
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet

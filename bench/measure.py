@@ -169,12 +169,22 @@ class Result:
 
     @property
     def seconds(self) -> float:
-        """What is reported: the median of the rounds' medians."""
-        return statistics.median(self.rounds) if self.rounds else float("nan")
+        """What is reported: the median of the rounds' medians; the shortest time where the rounds were not quiet."""
+        if not self.rounds:
+            return float("nan")
+        return statistics.median(self.rounds) if self.quiet else self.best
+
+    @property
+    def quiet(self) -> bool:
+        """Whether others left the machine alone in all rounds that count."""
+        return self.noise <= LOUD
 
 
 def ratio(ours: Result, theirs: Result) -> float:
-    """How many times faster ours is: the median over the rounds, each of which measured both."""
+    """How many times faster ours is: the median over the rounds, each of which measured both; by the shortest times where the rounds
+    were not quiet, for threads that spin or wait for each other then lose whole slices of the scheduler's time."""
+    if ours.rounds and theirs.rounds and not ours.quiet:
+        return theirs.best / ours.best
     pairs = list(zip(ours.rounds, theirs.rounds, strict=False))
     return statistics.median(b / a for a, b in pairs) if pairs else float("nan")
 

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.measure import LOUD
+
 __all__ = ["Report", "Requirement", "Table", "duration"]
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -92,6 +94,7 @@ class Report:
         return (
             f"Cermet {a['cermet']} beside {beside}, {a['threads']} threads each, {a['cpu']}, "
             f"{'quick' if a['quick'] else 'full'} run of {a['date']}{noise}."
+            f"{' The machine was busy: times are indications.' if a.get('noise', 0.0) > LOUD else ''}"
         )
 
     def write(self, folder: Path) -> list[Path]:

@@ -74,7 +74,8 @@ class Bench:
         """
         if framework == "torch" and self.torch is None:
             return None
-        return run_fresh(self._pythons[framework], f"bench.workloads.checks:{function}", framework, self.threads, **options)
+        function = function if ":" in function else f"bench.workloads.checks:{function}"
+        return run_fresh(self._pythons[framework], function, framework, self.threads, **options)
 
     def close(self) -> None:
         """End the workers."""

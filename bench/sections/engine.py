@@ -68,8 +68,12 @@ def overhead(bench: Bench) -> None:
         table.rows.append((name, f"{_median(small['cermet'], name):.1f}", other))
     frameworks = [w.framework for w in bench.workers]
     for framework in frameworks:
-        bench.fresh("import_seconds", framework)  # writes the bytecode
-    took = _quiet(bench, {f: lambda f=f: bench.fresh("import_seconds", f) for f in frameworks}, 5 if bench.quick else 11)
+        bench.fresh("bench.workloads.imports:import_seconds", framework)  # writes the bytecode
+    took = _quiet(
+        bench,
+        {f: lambda f=f: bench.fresh("bench.workloads.imports:import_seconds", f) for f in frameworks},
+        5 if bench.quick else 11,
+    )
     seconds = _median(took["cermet"], "seconds")
     theirs = f" (PyTorch {_median(took['torch'], 'seconds'):.2f} s)" if bench.torch else ""
     report.require("import, in a fresh process", f"{seconds:.3f} s{theirs}", "0.25 s", seconds <= 0.25)

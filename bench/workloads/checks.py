@@ -19,7 +19,6 @@ __all__ = [
     "compiles",
     "digest",
     "first_step",
-    "import_seconds",
     "lengths",
     "peak_memory",
     "printed_loss",
@@ -74,11 +73,6 @@ def _status(field: str) -> int:
             if line.startswith(field + ":"):
                 return int(line.split()[1]) * 1024
     raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def import_seconds(framework: str) -> dict[str, Any]:
-    """Seconds that the import takes in this process, NumPy's share included."""
-    return {"seconds": _imported(framework)[1]}
 
 
 def _imported(framework: str) -> tuple[Any, float]:
@@ -186,7 +180,6 @@ def printed_loss(lib: Any) -> dict[str, float]:
     """Floating-point operations of all kernels of a training step, without and with ``str(loss)`` before ``backward()``: alike when
     looking runs nothing twice."""
     from bench.profiling import Recorder
-
     from cermet.lazy.run import clear_programs
 
     def step(look: bool) -> float:

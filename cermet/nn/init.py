@@ -81,7 +81,9 @@ def trunc_normal_(
 ) -> Any:
     """Normal random values between a and b: the inverse distribution function of uniform ones."""
     if mean < a - 2 * std or mean > b + 2 * std:
-        warnings.warn(f"trunc_normal_: [{a}, {b}] lies far out in a tail (mean {mean}, std {std}): the values will be inexact", stacklevel=2)
+        warnings.warn(
+            f"trunc_normal_: [{a}, {b}] lies far out in a tail (mean {mean}, std {std}): the values will be inexact", stacklevel=2
+        )
     low, high = [2 * (0.5 + 0.5 * math.erf((x - mean) / (std * math.sqrt(2)))) - 1 for x in (a, b)]
     with Mode(False):
         even = uniform_between(tensor, low, high, generator=generator)

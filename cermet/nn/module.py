@@ -87,13 +87,17 @@ class Module:
         fields = self.__dict__
         if isinstance(value, Parameter):
             if "_parameters" not in fields:
-                raise AttributeError("call super().__init__() first: cannot assign parameters before Module.__init__ has run")
+                raise AttributeError(
+                    "there is no place for parameters before Module.__init__ has run: call super().__init__() first"
+                )
             self._forget(name, "_parameters")
             self.register_parameter(name, value)
             return
         if isinstance(value, Module):
             if "_modules" not in fields:
-                raise AttributeError("call super().__init__() first: cannot assign modules before Module.__init__ has run")
+                raise AttributeError(
+                    "there is no place for modules before Module.__init__ has run: call super().__init__() first"
+                )
             self._forget(name, "_modules")
             fields["_modules"][name] = value
             return
@@ -140,7 +144,7 @@ class Module:
 
     def _check_name(self, name: Any, what: str, table: str) -> None:
         if table not in self.__dict__:
-            raise AttributeError(f"call super().__init__() first: cannot assign a {what} before Module.__init__ has run")
+            raise AttributeError(f"there is no place for a {what} before Module.__init__ has run: call super().__init__() first")
         if not isinstance(name, str):
             raise TypeError(f"the name of a {what} is a string, got a {type(name).__name__}")
         if "." in name:

@@ -276,7 +276,7 @@ def load_state_dict(module: Any, given: Mapping[str, Any], strict: bool, assign:
         if missing:
             errors.insert(0, f"missing in the state dict: {quoted(missing)}")
         if unexpected:
-            errors.insert(0, f"in the state dict, but not in the module: {quoted(unexpected)}")
+            errors.insert(0, f"without a place in the module: {quoted(unexpected)}")
     if errors:
         text = "\n\t".join(errors)
         raise RuntimeError(f"{type(module).__name__}.load_state_dict: the state dict does not fit the module:\n\t{text}")

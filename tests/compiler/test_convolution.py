@@ -172,6 +172,8 @@ def test_all_directions(case: tuple[ConvSpec, dict[str, np.ndarray]]) -> None:
         (2, 96, 14, 96, 5, 2, 96),
         (3, 64, 14, 64, 3, 2, 16),
         (40, 512, 1, 100, 3, 1, 1),
+        (8, 256, 4, 130, 3, 1, 1),
+        (3, 131, 9, 136, 3, 2, 1),
     ],
 )
 def test_shapes_of_networks(n: int, c: int, size: int, o: int, kernel: int, stride: int, groups: int, last: bool) -> None:
@@ -214,6 +216,16 @@ def test_epilogue(n: int, size: int, o: int, groups: int) -> None:
     np.testing.assert_allclose(residual, want, atol=1e-4)
     with pytest.raises(ValueError, match="goes with forward"):
         plan("input_grad", spec, host(), epilogue, [Operand("bias"), Operand("residual")])
+
+
+@pytest.mark.parametrize(
+    ("n", "c", "size", "kernel"), [(32, 256, 8, 3), (32, 512, 4, 3), (8, 512, 7, 3), (8, 1024, 14, 1), (32, 64, 32, 3)]
+)
+def test_gradients_of_wide_weights_have_blocks_to_share(n: int, c: int, size: int, kernel: int) -> None:
+    """Whatever is few: images, pixels or taps."""
+    spec, _ = make(dt.float32, n, c, c, (size, size), (kernel, kernel), padding=(kernel // 2,) * 2)
+    main = max(plan("weight_grad", spec, host()).launches, key=lambda launch: launch.flops)
+    assert 16 <= main.blocks <= 64
 
 
 def test_many_spans_of_pixels() -> None:

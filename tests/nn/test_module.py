@@ -69,7 +69,7 @@ def test_load_state_dict_names_everything_that_is_wrong() -> None:
     for text in (
         "0.weight: size mismatch",
         'missing in the state dict: "3.weight"',
-        'not in the module: "extra"',
+        'without a place in the module: "extra"',
     ):
         assert text in str(e.value)
     del state["0.weight"]

@@ -46,8 +46,8 @@ def get_total_norm(
         norm = total_norm(*[to_dtype(t, wanted) for t in found], p=float(norm_type))
     if error_if_nonfinite and not bool(norm.isfinite()):
         raise RuntimeError(
-            f"The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be clipped. "
-            "To disable this error and scale the gradients by the non-finite norm anyway, set `error_if_nonfinite=False`"
+            f"the {norm_type}-norm of the gradients is {norm.item()}: a gradient is infinite or NaN, and scaling cannot mend that. "
+            "Leave this step out, or pass error_if_nonfinite=False to go on regardless"
         )
     return norm
 
@@ -66,7 +66,7 @@ def clip_grad_norm_(
     """Scale the gradients of ``parameters`` in place so that their common norm is at most ``max_norm``.
 
     Args:
-        parameters: a tensor or an iterable of tensors; those without a gradient are passed over.
+        parameters: one tensor, or several; those without a gradient are passed over.
         norm_type, error_if_nonfinite, foreach: as for `get_total_norm`.
 
     Returns:

@@ -58,7 +58,7 @@ class _SpectralNorm(Module):
     def __init__(self, weight: Any, n_power_iterations: int = 1, dim: int = 0, eps: float = 1e-12) -> None:
         super().__init__()
         if n_power_iterations <= 0:
-            raise ValueError(f"Expected n_power_iterations to be positive, but got n_power_iterations={n_power_iterations}")
+            raise ValueError(f"spectral_norm: n_power_iterations={n_power_iterations}; give 1 or more")
         self.dim, self.eps, self.n_power_iterations = wrap_dim(dim, len(weight.shape), "spectral_norm"), eps, n_power_iterations
         if len(weight.shape) > 1:
             with Mode(False):
@@ -109,7 +109,7 @@ def spectral_norm(
     """
     weight = getattr(module, name, None)
     if weight is None:
-        raise ValueError(f"Module '{module}' has no parameter or buffer with name '{name}'")
+        raise ValueError(f"spectral_norm: a {type(module).__name__} has no tensor {name!r}")
     register_parametrization(module, name, _SpectralNorm(weight, n_power_iterations, row_dim(module, dim), eps))
     return module
 

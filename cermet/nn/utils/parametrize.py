@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from cermet.frontend.autograd import Mode
@@ -57,17 +57,15 @@ class ParametrizationList(ModuleList):
     def __init__(self, modules: Any, original: Any, unsafe: bool = False) -> None:
         found = list(modules)
         if not found:
-            raise ValueError("ParametrizationList requires one or more modules.")
+            raise ValueError("ParametrizationList: no parametrization was given")
         super().__init__(found)
         self.unsafe = unsafe
         new: Any = original
         with Mode(False):
             for module in reversed(found):
                 if hasattr(module, "right_inverse"):
-                    try:
+                    with suppress(NotImplementedError):
                         new = module.right_inverse(new)
-                    except NotImplementedError:
-                        pass
         self.is_tensor = isinstance(new, TensorBase)
         if isinstance(new, TensorBase):
             _register(self, "original", original if new is original else new, original)
@@ -75,7 +73,9 @@ class ParametrizationList(ModuleList):
             self.ntensors = len(new)
             for k, t in enumerate(new):
                 if not isinstance(t, TensorBase):
-                    raise ValueError(f"right_inverse must return a Tensor or a sequence of tensors, got {type(t).__name__}")
+                    raise ValueError(
+                        f"right_inverse gave a {type(t).__name__} for original{k}; it gives one tensor, or a list of them"
+                    )
                 _register(self, f"original{k}", t, original)
         if not unsafe:
             self._check(original)
@@ -84,12 +84,12 @@ class ParametrizationList(ModuleList):
         with Mode(False):
             value = self()
         if not isinstance(value, TensorBase):
-            raise ValueError(f"A parametrization must return a tensor. Got {type(value).__name__}.")
+            raise ValueError(f"a parametrization gave a {type(value).__name__}; it gives the tensor to use")
         out: Any = value
         if out.dtype is not original.dtype or tuple(out.shape) != tuple(original.shape):
             raise ValueError(
-                f"Registering a parametrization may not change the dtype or shape of the tensor, unless `unsafe` flag is enabled: "
-                f"{original.dtype} {list(original.shape)} became {out.dtype} {list(out.shape)}"
+                f"the parametrization makes {out.dtype} {list(out.shape)} of {original.dtype} {list(original.shape)}; pass unsafe=True "
+                "if that is meant"
             )
 
     def _originals(self) -> list[Any]:
@@ -105,7 +105,9 @@ class ParametrizationList(ModuleList):
             new: Any = value
             for module in reversed(list(self)):
                 if not hasattr(module, "right_inverse"):
-                    raise RuntimeError(f"parametrization {type(module).__name__} does not implement right_inverse.")
+                    raise RuntimeError(
+                        f"{type(module).__name__} has no right_inverse, without which the parametrized tensor cannot be set"
+                    )
                 new = module.right_inverse(new)
             given = [new] if self.is_tensor else list(new)
             for t, v in zip(self._originals(), given, strict=True):
@@ -177,7 +179,9 @@ def register_parametrization(module: Module, tensor_name: str, parametrization: 
                 y = getattr(module, tensor_name)
                 z = parametrization(y)
             if not isinstance(z, TensorBase) or z._node.meta is not y._node.meta:
-                raise ValueError("Registering a parametrization may not change the dtype or shape, unless `unsafe` flag is enabled")
+                raise ValueError(
+                    "the parametrization makes a tensor of another dtype or shape; pass unsafe=True if that is meant"
+                )
         if hasattr(parametrization, "right_inverse"):
             with Mode(False):
                 found.right_inverse(parametrization.right_inverse(getattr(module, tensor_name)))
@@ -185,7 +189,7 @@ def register_parametrization(module: Module, tensor_name: str, parametrization: 
         return module
     owned = tensor_name in module._parameters or tensor_name in module._buffers
     if not owned:
-        raise ValueError(f"Module '{module}' does not have a parameter, a buffer, or a parametrized element with name '{tensor_name}'")
+        raise ValueError(f"register_parametrization: a {type(module).__name__} has no parameter or buffer {tensor_name!r}")
     made = ParametrizationList([parametrization], getattr(module, tensor_name), unsafe)
     delattr(module, tensor_name)
     if not is_parametrized(module):
@@ -214,7 +218,7 @@ def remove_parametrizations(module: Module, tensor_name: str, leave_parametrized
         ValueError: where it is not parametrized, or there are several originals and the present value is not wanted.
     """
     if not is_parametrized(module, tensor_name):
-        raise ValueError(f"Module {module} does not have a parametrization on {tensor_name}")
+        raise ValueError(f"remove_parametrizations: {tensor_name!r} of this {type(module).__name__} has none")
     lists: Any = module.__dict__["_modules"]["parametrizations"]
     found = lists[tensor_name]
     original = found._originals()[0]
@@ -230,7 +234,7 @@ def remove_parametrizations(module: Module, tensor_name: str, leave_parametrized
     elif found.is_tensor:
         value = original
     else:
-        raise ValueError("Cannot leave unparametrized (`leave_parametrized=False`) a tensor that is parametrized in terms of several.")
+        raise ValueError("leave_parametrized=False: there are several originals, and none is the tensor; keep the present value")
     delattr(type(module), tensor_name)
     del lists[tensor_name]
     if isinstance(value, Parameter):

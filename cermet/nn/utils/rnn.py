@@ -139,14 +139,13 @@ def pack_padded_sequence(input: Any, lengths: Any, batch_first: bool = False, en
         sizes = sizes[order]
     steps, count = (input.shape[1], input.shape[0]) if batch_first else (input.shape[0], input.shape[1])
     if len(sizes) != count:
-        raise RuntimeError(f"Expected `len(lengths)` to be equal to batch_size, but got {len(sizes)} (batch_size={count})")
+        raise RuntimeError(f"pack_padded_sequence: {len(sizes)} lengths for {count} sequences")
     if len(sizes) and (np.diff(sizes) > 0).any():
         raise RuntimeError(
-            "`lengths` array must be sorted in decreasing order when `enforce_sorted` is True. You can pass `enforce_sorted=False` "
-            "to pack_padded_sequence and/or pack_sequence to sidestep this requirement if you do not need ONNX exportability."
+            "the sequences do not come in the order of their lengths, longest first: pass enforce_sorted=False to have them sorted"
         )
     if len(sizes) and sizes[-1] <= 0:
-        raise RuntimeError("Length of all samples has to be greater than 0, but found an element in 'lengths' that is <= 0")
+        raise RuntimeError(f"pack_padded_sequence: a length of {sizes[-1]}; each sequence needs one step or more")
     if len(sizes) and sizes[0] > steps:
         raise RuntimeError(f"pack_padded_sequence: a length of {sizes[0]} for sequences padded to {steps}")
     padded = input.transpose(0, 1) if batch_first else input
@@ -176,10 +175,7 @@ def pad_packed_sequence(
     longest = len(_integers(sequence.batch_sizes))
     total = longest if total_length is None else total_length
     if total < longest:
-        raise ValueError(
-            f"Expected total_length to be at least the length of the longest sequence in input, but got total_length={total} "
-            f"and max sequence length being {longest}"
-        )
+        raise ValueError(f"pad_packed_sequence: total_length={total} is too short for a sequence of {longest} steps")
     padded = padded_rows(sequence.data, lengths, total, padding_value)
     if sequence.unsorted_indices is not None:
         padded = padded.index_select(1, sequence.unsorted_indices)
@@ -187,9 +183,7 @@ def pad_packed_sequence(
     return (padded.transpose(0, 1) if batch_first else padded), from_array(lengths.astype(np.int64))
 
 
-def pad_sequence(
-    sequences: Any, batch_first: bool = False, padding_value: float = 0.0, padding_side: str = "right"
-) -> Any:
+def pad_sequence(sequences: Any, batch_first: bool = False, padding_value: float = 0.0, padding_side: str = "right") -> Any:
     """Tensors (L, *) of different lengths L as one (T, B, *), or (B, T, *) with ``batch_first``.
 
     Args:

@@ -45,10 +45,10 @@ def spectral_norm(
         RuntimeError: where the weight is normalised already.
     """
     if _hook_of(module, name) is not None:
-        raise RuntimeError(f"Cannot register two spectral_norm hooks on the same parameter {name}")
+        raise RuntimeError(f"spectral_norm: {name!r} is normalised already; use remove_spectral_norm first")
     weight = module._parameters.pop(name)
     if weight is None:
-        raise ValueError(f"`SpectralNorm` cannot be applied as parameter `{name}` is None")
+        raise ValueError(f"spectral_norm: this {type(module).__name__} was made without {name!r}")
     rule = _SpectralNorm(weight, n_power_iterations, row_dim(module, dim), eps)
     module.register_parameter(name + "_orig", weight)
     setattr(module, name, weight.detach())
@@ -66,7 +66,7 @@ def remove_spectral_norm(module: Module, name: str = "weight") -> Module:
     """
     found = _hook_of(module, name)
     if found is None:
-        raise ValueError(f"spectral_norm of '{name}' not found in {module}")
+        raise ValueError(f"remove_spectral_norm: {name!r} of this {type(module).__name__} is not normalised")
     token, hook = found
     training, module.training = module.training, False
     value = hook.compute_weight(module).detach()

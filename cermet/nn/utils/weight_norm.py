@@ -41,7 +41,7 @@ def weight_norm(module: Module, name: str = "weight", dim: int | None = 0) -> Mo
         RuntimeError: where the weight is normalised already.
     """
     if _hook_of(module, name) is not None:
-        raise RuntimeError(f"Cannot register two weight_norm hooks on the same parameter {name}")
+        raise RuntimeError(f"weight_norm: {name!r} is normalised already; use remove_weight_norm first")
     weight = getattr(module, name)
     hook = WeightNorm(name, weight_dim(weight, dim))
     del module._parameters[name]
@@ -61,7 +61,7 @@ def remove_weight_norm(module: Module, name: str = "weight") -> Module:
     """
     found = _hook_of(module, name)
     if found is None:
-        raise ValueError(f"weight_norm of '{name}' not found in {module}")
+        raise ValueError(f"remove_weight_norm: {name!r} of this {type(module).__name__} is not normalised")
     token, hook = found
     value = hook.compute_weight(module).detach()
     del module._forward_pre_hooks[token]
