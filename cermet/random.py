@@ -1,7 +1,8 @@
 """The state of random numbers: a seed and an offset, in Python.
 
 Numbers come from Philox-4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; SC 2011) with the
-seed as key and a counter. A call that draws n elements takes the counters offset … offset + n - 1 and moves the offset on. Seed
+seed as key and a counter. A call that draws n elements takes the counters offset … offset + n - 1 and moves the offset on
+(where one word makes an element these number words, of a second family of blocks with four words each). Seed
 and offset reach programs as run-time scalars, so nothing is ever compiled for them; and the numbers do not depend on threads or
 devices.
 """

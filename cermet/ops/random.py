@@ -28,22 +28,30 @@ __all__ = ["draw", "gaussian_like", "random_uniform"]
 
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
+RUNNING = 4
+"""Instead of a word: the counter numbers words; each is one of a block of four (its counter a fourth, its third word 1)."""
 
 
 def _philox_reference(key: Any, counter: Any, *, word: int) -> Any:
     """Ten rounds of Philox-4x32 (Salmon et al. 2011, section 3.3)."""
-    key, counter = np.broadcast_arrays(
-        np.asarray(key, np.int64).astype(np.uint64), np.asarray(counter, np.int64).astype(np.uint64)
-    )
+    if word == RUNNING:
+        number = np.asarray(counter, np.int64).astype(np.uint64)
+        words = [_block(key, number >> np.uint64(2), 1)[k] for k in range(4)]
+        return np.choose((number & np.uint64(3)).astype(np.int64), words)
+    return _block(key, counter, 0)[word]
+
+
+def _block(key: Any, counter: Any, third: int) -> list[Any]:
+    key, counter = np.broadcast_arrays(np.asarray(key, np.int64).astype(np.uint64), np.asarray(counter).astype(np.uint64))
     low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
     k0, k1 = key & low, key >> shift
     c0, c1 = counter & low, counter >> shift
-    c2, c3 = np.zeros_like(c0), np.zeros_like(c0)
+    c2, c3 = np.full_like(c0, third), np.zeros_like(c0)
     for _ in range(10):
         p0, p1 = c0 * np.uint64(_M0), c2 * np.uint64(_M1)
         c0, c1, c2, c3 = (p1 >> shift) ^ c1 ^ k0, p1 & low, (p0 >> shift) ^ c3 ^ k1, p0 & low
         k0, k1 = (k0 + np.uint64(_W0)) & low, (k1 + np.uint64(_W1)) & low
-    return (c0, c1, c2, c3)[word].astype(np.int64)
+    return [c.astype(np.int64) for c in (c0, c1, c2, c3)]
 
 
 def _philox_infer(key: Meta, counter: Meta, *, word: int) -> Meta:
@@ -61,9 +69,9 @@ philox = OpDef(
     lower=lambda b, key, counter, *, word: b.philox(key, counter, word),
     reference=_philox_reference,
     dtypes=(dt.int64,),
-    samples=tuple(Sample((_KEY, Arg((7,), (-1000, 1000), dt.int64)), {"word": w}, gradient=False) for w in range(4)),
+    samples=tuple(Sample((_KEY, Arg((7,), (-1000, 1000), dt.int64)), {"word": w}, gradient=False) for w in range(5)),
     ulp=0,
-    doc="Word 0 to 3 of Philox-4x32-10 of a key and a counter, in 0 .. 2**32 - 1.",
+    doc="Word 0 to 3 of Philox-4x32-10 of a key and a counter, or word number `counter` of a stream (4), in 0 .. 2**32 - 1.",
 )
 
 # ------------------------------------------------------------------------------------------------ distributions, as ops
@@ -87,7 +95,7 @@ def _fraction(key: Any, offset: Any, shape: tuple[int, ...], dtype: dt.DType, wo
 
 
 def _uniform_decompose(key: Any, offset: Any, *, shape: tuple[int, ...], dtype: dt.DType) -> Any:
-    return _fraction(key, offset, shape, dtype, 0)
+    return _fraction(key, offset, shape, dtype, 0 if dtype is dt.float64 else RUNNING)
 
 
 def _gaussian_decompose(key: Any, offset: Any, *, shape: tuple[int, ...], dtype: dt.DType) -> Any:

@@ -15,6 +15,16 @@ def test_philox_known_answers() -> None:
     assert [int(philox(0, 0, word=w)) for w in range(4)] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]  # type: ignore[misc]
 
 
+def test_running_words_are_those_of_blocks() -> None:
+    """Uniform float32 numbers take the words of one block after another, wherever a draw begins."""
+    philox = REGISTRY["philox"].reference
+    ct.manual_seed(9)
+    parts = [ct.rand(n).numpy() for n in (3, 64, 1, 37)]
+    words = np.array([philox(9, k, word=4) for k in range(105)])  # type: ignore[misc]
+    assert (np.concatenate(parts) == (words >> 8) * np.float32(2.0**-24)).all()
+    assert (ct.manual_seed(9) and ct.rand(105).numpy() == np.concatenate(parts)).all()
+
+
 def test_a_seed_repeats_its_stream() -> None:
     ct.manual_seed(5)
     first = [ct.rand(3).tolist(), ct.randn(4).tolist(), ct.randint(0, 10, (5,)).tolist(), ct.randperm(6).tolist()]

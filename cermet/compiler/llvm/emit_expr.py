@@ -315,7 +315,20 @@ class Expressions:
             return varying(value, value.type.count, scope, deps)
         return Val(value, 0, scope, deps)
 
+    def _running(self, args: list[Val], scope: int, deps: int) -> Val:
+        """Running random words: consecutive ones share blocks."""
+        key, number = args
+        lanes = 1 if key.uniform and number.uniform else self.lanes
+        b = self.at(scope, lanes)
+        if lanes > 1 and key.uniform and number.step.__class__ is int and number.step == 1:
+            word = emit_ops.running_words(b, self.scalar_of(key, I64), self.scalar_of(number, I64))
+        else:
+            word = emit_ops.running_word(b, self.vector_of(key, lanes, I64), self.vector_of(number, lanes, I64))
+        return Val(word, 0, scope, deps) if lanes == 1 else varying(word, lanes, scope, deps)
+
     def _philox(self, node: Node, args: list[Val], scope: int, deps: int) -> Val:
+        if node.attr == 4:
+            return self._running(args, scope, deps)
         key = ("philox", *[a.name for a in args])
         if (*key, node.attr) not in self.memo:
             lanes = 1 if all(a.uniform for a in args) else self.lanes

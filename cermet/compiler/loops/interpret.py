@@ -169,7 +169,7 @@ class _Interpreter:
         if op == "bitcast":
             return np.ascontiguousarray(args[0]).view(e.dtype.numpy).reshape(np.shape(args[0]))
         if op == "philox":
-            return philox(args[0], args[1])[e.attr]
+            return philox(args[0], args[1])[e.attr] if e.attr < 4 else running(args[0], args[1])
         return _operate(op, e.args[0].dtype, e.dtype, args)
 
     def load(self, param: Param, offset: Array, mask: Array | None = None) -> Array:
@@ -257,18 +257,25 @@ def _cast(x: Array, from_: DType, to: DType) -> Array:
     return inside.astype(to.numpy)
 
 
-def philox(key: Array, counter: Array) -> list[Array]:
+def philox(key: Array, counter: Array, third: int = 0) -> list[Array]:
     """Philox-4x32-10 (Salmon et al., 2011): four words as int64 in 0..2**32-1, of a 64-bit key and a 64-bit counter."""
     key, counter = np.broadcast_arrays(np.asarray(key).astype(np.uint64), np.asarray(counter).astype(np.uint64))
     low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     k0, k1 = key & low, key >> half
-    c0, c1, c2, c3 = counter & low, counter >> half, np.zeros_like(key), np.zeros_like(key)
+    c0, c1, c2, c3 = counter & low, counter >> half, np.full_like(key, third), np.zeros_like(key)
     for turn in range(10):
         if turn:
             k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
         p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
         c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
     return [c.astype(np.int64) for c in (c0, c1, c2, c3)]
+
+
+def running(key: Array, number: Array) -> Array:
+    """Word ``number`` of the stream whose blocks of four have a third counter word of 1."""
+    number = np.asarray(number).astype(np.uint64)
+    words = philox(key, number >> np.uint64(2), 1)
+    return np.choose((number & np.uint64(3)).astype(np.int64), words)
 
 
 def _operate(op: str, of: DType, to: DType, args: list[Array]) -> Array:

@@ -58,7 +58,8 @@ MATH = (
     "erf", "erfc", "erfinv", "lgamma", "digamma", "pow",
 )  # fmt: skip
 OTHER = ("const", "param", "var", "reg", "load", "select", "cast", "bitcast", "philox")
-# philox(key, counter, attr=word): word 0..3 of Philox-4x32-10 with 64-bit key and 64-bit counter (int64 operands), as int64 in
+# philox(key, counter, attr=word): word 0..3 of Philox-4x32-10 with 64-bit key and 64-bit counter (int64 operands); attr 4: the
+# running word: the second operand numbers words, of which four make a block (counter: a fourth of it; third counter word: 1). As int64 in
 # 0..2**32-1.
 OPS = frozenset(ARITHMETIC + INTEGER + COMPARE + FLOAT + MATH + OTHER)
 # Operations dearer than one instruction, in rough instructions: the lengths of their polynomials, more or less.
