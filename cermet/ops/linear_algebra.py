@@ -24,7 +24,7 @@ def _top(name: str) -> Any:
 @public(namespaces=_HERE, method=False)
 def vector_norm(x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: DType | None = None) -> Any:
     """The norm of order ``ord`` over ``dim`` (all dims of the flattened tensor where None): (sum |x|^ord)^(1/ord), the maximum and minimum
-    magnitude for ``inf`` and ``-inf``, the number of non-zero elements for 0."""
+    magnitude for ``inf`` and ``-inf``, how many elements are not zero for 0."""
     x = to_dtype(x, dtype) if dtype is not None else floating(x)
     dims = wrap_dims(dim, x.ndim, "vector_norm")
     magnitude = _top("abs")(x)

@@ -213,7 +213,7 @@ def _widen(x: Idx, n: int) -> tuple[Idx | None, Idx | None]:
 
 def _ask_split(low: list[tuple[Any, int]], n: int) -> None:
     for v, c in low:
-        if isinstance(v, Dim) and c > 0 and n % c == 0:
+        if type(v) is Dim and c > 0 and n % c == 0:  # a computed index can't be split
             factor = n // c
             if factor < v.extent and v.extent % factor == 0 and factor > 1:
                 raise NeedSplit(v, factor)
