@@ -202,7 +202,9 @@ class Tensor(TensorBase):
         """Keep the gradient of a result, as of a leaf, in ``grad`` when backward passes it."""
         fn = fn_of(self)
         if fn is None:
-            raise RuntimeError("retain_grad(): no gradient flows to this tensor; call requires_grad_() on it, or on what it is computed from, first")
+            raise RuntimeError(
+                "retain_grad(): no gradient flows to this tensor; call requires_grad_() on it, or on what it is computed from, first"
+            )
         if type(fn) is not Accumulate and not self.__dict__.get("_retains"):
             self._retains = True
             me = weakref.ref(self)
@@ -222,7 +224,9 @@ class Tensor(TensorBase):
         """Call ``hook(gradient)`` when this tensor's gradient is complete; a returned tensor replaces it."""
         fn = fn_of(self)
         if fn is None:
-            raise RuntimeError("register_hook(): no gradient flows to this tensor; call requires_grad_() on it, or on what it is computed from, first")
+            raise RuntimeError(
+                "register_hook(): no gradient flows to this tensor; call requires_grad_() on it, or on what it is computed from, first"
+            )
         return RemovableHandle(add_hook(fn, hook))
 
     def register_post_accumulate_grad_hook(self, hook: Callable[[Any], Any]) -> RemovableHandle:
@@ -275,7 +279,9 @@ class Tensor(TensorBase):
             RuntimeError: for a tensor that requires grad, unless ``force``.
         """
         if fn_of(self) is not None and not force:
-            raise RuntimeError("numpy() of a tensor with gradients, which an array cannot carry; call .detach().numpy(), or .numpy(force=True)")
+            raise RuntimeError(
+                "numpy() of a tensor with gradients, which an array cannot carry; call .detach().numpy(), or .numpy(force=True)"
+            )
         return self._array().copy()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:

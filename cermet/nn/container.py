@@ -56,7 +56,8 @@ class Sequential(Module):
         self._renumber()
 
     def _renumber(self) -> None:
-        self._modules = {str(k): m for k, m in enumerate(self._modules.values())}
+        kept: list[Any] = list(self.__dict__["_modules"].values())
+        self._modules = {str(k): m for k, m in enumerate(kept)}
 
     def __iter__(self) -> Iterator[Module]:
         return iter(self._modules.values())

@@ -248,7 +248,7 @@ class ConvTranspose3d(_ConvTranspose):
 def _lazy(base: Any) -> Any:
     """The lazy form of a convolution: ``in_channels`` comes from the first input."""
 
-    class Lazy(base):  # type: ignore[misc]
+    class Lazy(base):
         def __init__(self, out_channels: int, kernel_size: Any, *args: Any, **kwargs: Any) -> None:
             # One output channel per group satisfies the checks until the input's channels are known.
             super().__init__(0, out_channels, kernel_size, *args, **kwargs)

@@ -166,7 +166,7 @@ class Embedding(Module):
         init.normal_(self.weight)
         if self.padding_idx is not None:
             w = self.weight.detach()
-            w[self.padding_idx] = 0.0  # type: ignore[index]
+            w[self.padding_idx] = 0.0
 
     def forward(self, input: Any) -> Any:
         return F.embedding(
@@ -229,7 +229,7 @@ class EmbeddingBag(Module):
         else:
             self.weight = Parameter(_weight)
 
-    reset_parameters = Embedding.reset_parameters
+    reset_parameters: Any = Embedding.reset_parameters
 
     def forward(self, input: Any, offsets: Any = None, per_sample_weights: Any = None) -> Any:
         return F.embedding_bag(

@@ -180,7 +180,7 @@ class InstanceNorm3d(_InstanceNorm):
 def _lazy(base: Any) -> Any:
     """The lazy form: ``num_features`` comes from the first input."""
 
-    class Lazy(base):  # type: ignore[misc]
+    class Lazy(base):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(0, *args, **kwargs)
 
@@ -306,7 +306,7 @@ class GroupNorm(Module):
             self.register_parameter(name, Parameter(empty(num_channels, dtype=dtype, device=device)) if affine else None)
         self.reset_parameters()
 
-    reset_parameters = LayerNorm.reset_parameters
+    reset_parameters: Any = LayerNorm.reset_parameters
 
     def forward(self, input: Any) -> Any:
         return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)

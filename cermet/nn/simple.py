@@ -311,6 +311,7 @@ class FeatureAlphaDropout(_Dropout):
 
 class _Pool(FunctionModule):
     _hidden = ("return_indices", "count_include_pad", "divisor_override")
+    stride: Any
 
     def _check(self) -> None:
         if "stride" in self._fields and self.stride is None:

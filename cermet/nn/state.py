@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, cast, NamedTuple
 
 from cermet.frontend.autograd import Function, Mode
 from cermet.frontend.core import TensorBase, fn_of
@@ -184,18 +184,19 @@ def _load_one(module: Any, name: str, target: Any, value: Any, key: str, assign:
     if not isinstance(value, TensorBase):
         errors.append(f"{key}: the state dict holds a {type(value).__name__}, not a tensor")
         return
+    value = cast("Any", value)
     if is_lazy(target):
         target.materialize(tuple(value.shape))
     # Old checkpoints hold scalars as one-element vectors.
     if tuple(value.shape) == (1,) and tuple(target.shape) == ():
-        value = value[0]  # type: ignore[index]
+        value = value[0]
     if tuple(value.shape) != tuple(target.shape):
         errors.append(f"{key}: size mismatch: {list(value.shape)} in the state dict, {list(target.shape)} in the module")
         return
     if not assign:
-        target._write(value.detach().to(target.dtype))  # type: ignore[attr-defined]
+        target._write(value.detach().to(target.dtype))
     elif isinstance(target, Parameter):
-        module._parameters[name] = value if isinstance(value, Parameter) else Parameter(value.detach(), target.requires_grad)  # type: ignore[attr-defined]
+        module._parameters[name] = value if isinstance(value, Parameter) else Parameter(value.detach(), target.requires_grad)
     else:
         module._buffers[name] = value
 

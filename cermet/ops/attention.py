@@ -69,7 +69,7 @@ def _decompose(q: Any, k: Any, v: Any, *mask: Any, causal: bool, scale: float) -
 def _reference(q: Any, k: Any, v: Any, *mask: Any, causal: bool, scale: float) -> Any:
     s = (q @ np.swapaxes(k, -1, -2)) * scale
     if causal:
-        s = np.where(np.tri(*s.shape[-2:], dtype=bool), s, -np.inf)
+        s = np.where(np.tri(*s.shape[-2:], dtype=np.bool_), s, -np.inf)
     if mask:
         s = np.where(mask[0], s, -np.inf) if mask[0].dtype == bool else s + mask[0]
     top = s.max(-1, keepdims=True)

@@ -384,7 +384,9 @@ def _conv_transpose(
     stride, dilation = per_dim(stride, n, name, "stride"), per_dim(dilation, n, name, "dilation")
     padding, extra = per_dim(padding, n, name, "padding"), per_dim(output_padding, n, name, "output_padding")
     if any(e < 0 or e >= max(s, d) for e, s, d in zip(extra, stride, dilation)):
-        raise ShapeError(f"{name}: output_padding {extra} is too much: in each dimension less than stride {stride} or dilation {dilation}")
+        raise ShapeError(
+            f"{name}: output_padding {extra} is too much: in each dimension less than stride {stride} or dilation {dilation}"
+        )
     if x.shape[1] != w.shape[0]:
         raise ShapeError(
             f"{name}: an input of {x.shape[1]} channels does not fit a weight of shape {list(w.shape)} (in, out/groups, ...)"

@@ -318,7 +318,9 @@ def _batch_infer(x: Meta, *rest: Meta, eps: float, affine: str, running: bool) -
                 f"batch_norm: an input of {channels} channels needs parameters of shape [{channels}], got {list(m.shape)}"
             )
     if x.numel == channels:
-        raise ValueError(f"batch_norm: training needs two values or more of each channel, an input of shape {list(x.shape)} has one")
+        raise ValueError(
+            f"batch_norm: training needs two values or more of each channel, an input of shape {list(x.shape)} has one"
+        )
     return (x, rest[-3], rest[-2]) if running else x
 
 
@@ -367,7 +369,7 @@ batch_norm_train = OpDef(
         ),
         Sample((Arg((4, 3)),), {"eps": 1e-5, "affine": "", "running": False}),
     ),
-    failing=(Failing((Arg((1, 3)),), {"eps": 1e-5, "affine": "", "running": False}, ValueError, "more than 1"),),
+    failing=(Failing((Arg((1, 3)),), {"eps": 1e-5, "affine": "", "running": False}, ValueError, "two values or more"),),
     onnx="BatchNormalization",
     ulp=256,
     doc="Standardised over all but the channels, times weight plus bias; and running statistics moved towards the "
@@ -468,7 +470,7 @@ def instance_norm(
     shape = tuple(input.shape)
     if math.prod(shape[2:]) == 1:
         raise ValueError(
-            f"instance_norm: expected more than 1 place per channel in training, got an input of shape {list(shape)}"
+            f"instance_norm: training needs two places or more in each channel, an input of shape {list(shape)} has one"
         )
     if running_mean is not None:
         _move_instance_statistics(input, running_mean, running_var, momentum)

@@ -20,7 +20,7 @@ from cermet.compiler.schedule.cost import cost_of
 from cermet.compiler.schedule.domain import Axes, Class, atoms_of, coefficient, merge, ordered, rigid_dims
 from cermet.compiler.schedule.fuse import Group
 from cermet.compiler.schedule.index import Idx, NeedSplit, delinearize, linearize
-from cermet.compiler.schedule.tree import Dynamic, Tree, Trees
+from cermet.compiler.schedule.tree import Tree, Trees
 from cermet.compiler.schedule.writer import Binding, Env, Writer, rounded
 from cermet.graph.node import Node
 
@@ -254,7 +254,7 @@ class _Lowering:
 
     def _store_all(self, w: Writer, env: Env) -> None:
         """Compute all roots, then store them: a root may take over the memory of a value that another one reads."""
-        values = []
+        values: list[Expr] = []
         for n, tree, _, _ in self.roots:
             value = w.write(tree, env)
             if len(self.roots) > 1:
