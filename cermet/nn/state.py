@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, cast, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from cermet.frontend.autograd import Function, Mode
 from cermet.frontend.core import TensorBase, fn_of
