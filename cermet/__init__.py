@@ -32,6 +32,7 @@ from cermet.frontend.autograd import enable_grad, inference_mode, is_grad_enable
 from cermet.frontend.control import eager, get_num_threads, realize, set_num_threads, stats
 from cermet.frontend.printing import get_printoptions, set_printoptions
 from cermet.frontend.tensor import Size, Tensor
+from cermet.ops.define import ShapeError
 from cermet.random import Generator, default_generator, initial_seed, manual_seed, seed
 
 __version__ = "0.1.0"

@@ -272,7 +272,7 @@ def data_ptr(self: Any) -> int:
     """The address of the value in memory, computed now if need be; it may change with each evaluation."""
     from cermet.lazy.evaluate import buffer_of
 
-    return int(getattr(buffer_of(node_of(self)), "address", 0))
+    return int(getattr(buffer_of(node_of(self)), "ptr", 0))
 
 
 def is_contiguous_method(self: Any, memory_format: Any = None) -> bool:
