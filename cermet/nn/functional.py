@@ -10,18 +10,8 @@ from cermet.ops.public import PUBLIC
 
 globals().update(functions("nn.functional"))
 
-_ALSO = (
-    "sigmoid",
-    "tanh",
-    "one_hot",
-    "pad",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-    "channel_shuffle",
-    "cosine_similarity",
-    "pairwise_distance",
-)
-globals().update({name: PUBLIC[("", name)].fn for name in _ALSO if ("", name) in PUBLIC and name not in globals()})
+_ALSO = ("sigmoid", "tanh", "one_hot")
+globals().update({name: PUBLIC[("", name)].fn for name in _ALSO if name not in globals()})
 
 
 def __getattr__(name: str) -> Any:

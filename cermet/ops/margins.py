@@ -189,3 +189,33 @@ def multilabel_soft_margin_loss(
     dim = len(each.shape) - 1
     row = div(sum_of(each, dim), float(max(each.shape[dim], 1)))
     return reduced(row, _kept("multilabel_soft_margin_loss", reduction, size_average, reduce))
+
+
+@public(namespaces=("nn.functional",), method=False)
+def multilabel_margin_loss(input: Any, target: Any, size_average: Any = None, reduce: Any = None, reduction: str = "mean") -> Any:
+    """The sum over labels y and classes i that are none of max(0, 1 - (x[y] - x[i])), over the number of classes.
+
+    Args:
+        input: (N, C) or (C). target: of that shape, class indices; those after the first -1 count for nothing.
+
+    Raises:
+        ValueError: where the shapes do not fit.
+    """
+    x, single = _as_rows("multilabel_margin_loss", input)
+    if tuple(target.shape) != tuple(input.shape):
+        raise ValueError(
+            f"multilabel_margin_loss: expected targets of the input's shape {list(input.shape)}, got {list(target.shape)}"
+        )
+    n, classes = x.shape
+    t = shaped(to_dtype(target, dt.int64), (n, classes))
+    # A label counts while no label so far is negative.
+    counts = (t < 0).to(dt.int64).cumsum(1).eq(0)
+    labels = where(counts, t, zeros_like_value(t, ()))
+    hit = eq(shaped(labels, (n, classes, 1)), index_value(x, (n, classes, classes), 2))
+    is_label = (to_dtype(hit, dt.int64) * shaped(to_dtype(counts, dt.int64), (n, classes, 1))).sum(1) > 0
+    known = gather(x, labels, dims=(1,), rest=(0,))
+    gap = _hinge(add(sub(shaped(x, (n, 1, classes)), shaped(known, (n, classes, 1))), 1.0))
+    counted = mul(shaped(counts, (n, classes, 1)), shaped(is_label.logical_not(), (n, 1, classes)))
+    row = div(sum_of(where(counted, gap, zeros_like_value(gap, ())), (1, 2)), float(classes))
+    kind = _kept("multilabel_margin_loss", reduction, size_average, reduce)
+    return reduced(shaped(row, ()) if single else row, kind)

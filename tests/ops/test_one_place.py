@@ -21,7 +21,6 @@ ALLOWED = ("frontend/attach.py", "compiler/loops/", "compiler/llvm/")
 # Lists that stand now, and why: {"file": "reason"}. One that has gone must go from here too.
 KNOWN = {
     "nn/init.py": "names of nonlinearities are the arguments of calculate_gain",
-    "nn/functional.py": "functions of the top that belong here too; should be namespaces in the record",
 }
 # So many op names in one display are a list of ops, not an accident.
 MANY = 4
