@@ -49,7 +49,7 @@ class MultiheadAttention(Module):
     ) -> None:
         super().__init__()
         if embed_dim <= 0 or num_heads <= 0 or embed_dim % num_heads:
-            raise ValueError(f"embed_dim must be divisible by num_heads, got {embed_dim} and {num_heads}")
+            raise ValueError(f"MultiheadAttention: embed_dim={embed_dim} does not divide into {num_heads} heads")
         self.embed_dim, self.num_heads, self.dropout, self.batch_first = embed_dim, num_heads, dropout, batch_first
         self.kdim, self.vdim = embed_dim if kdim is None else kdim, embed_dim if vdim is None else vdim
         self.head_dim, self.add_zero_attn = embed_dim // num_heads, add_zero_attn
@@ -102,9 +102,9 @@ class MultiheadAttention(Module):
             RuntimeError: where shapes do not fit.
         """
         if is_causal and attn_mask is None:
-            raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
+            raise RuntimeError("MultiheadAttention: is_causal says what attn_mask is; give the mask too")
         if query.shape[-1] != self.embed_dim:
-            raise RuntimeError(f"was expecting embedding dimension of {self.embed_dim}, but got {query.shape[-1]}")
+            raise RuntimeError(f"MultiheadAttention: the query has {query.shape[-1]} features, embed_dim is {self.embed_dim}")
         single = query.ndim == 2
         if single:
             place = 0 if self.batch_first else 1

@@ -81,23 +81,22 @@ class RNNBase(Module):
 
     def _check(self) -> None:
         if not isinstance(self.hidden_size, int):
-            raise TypeError(f"hidden_size should be of type int, got: {type(self.hidden_size).__name__}")
+            raise TypeError(f"hidden_size={self.hidden_size!r} is a {type(self.hidden_size).__name__}; give an int")
         if self.hidden_size <= 0:
-            raise ValueError("hidden_size must be greater than zero")
+            raise ValueError(f"hidden_size={self.hidden_size}; give 1 or more")
         if self.num_layers <= 0:
-            raise ValueError("num_layers must be greater than zero")
+            raise ValueError(f"num_layers={self.num_layers}; give 1 or more")
         if not 0 <= self.dropout <= 1:
-            raise ValueError("dropout should be a number in range [0, 1] representing the probability of an element being zeroed")
+            raise ValueError(f"dropout={self.dropout} is no probability; give a number from 0 to 1")
         if self.dropout > 0 and self.num_layers == 1:
             warnings.warn(
-                "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects num_layers greater "
-                f"than 1, but got dropout={self.dropout} and num_layers={self.num_layers}",
+                f"dropout={self.dropout} has no effect on a single layer: it stands between layers, and none follows the last",
                 stacklevel=4,
             )
         if self.proj_size < 0:
-            raise ValueError("proj_size should be a positive integer or zero to disable projections")
+            raise ValueError(f"proj_size={self.proj_size}; give the size of the projection, or 0 for none")
         if self.proj_size >= self.hidden_size:
-            raise ValueError("proj_size has to be smaller than hidden_size")
+            raise ValueError(f"proj_size={self.proj_size} does not shrink hidden_size={self.hidden_size}; give less than that")
 
     @property
     def _directions(self) -> int:
@@ -176,15 +175,16 @@ class RNNBase(Module):
         if len(given) != len(shapes):
             raise RuntimeError(f"{type(self).__name__}: expected {len(shapes)} states, got {len(given)}")
         found = []
+        name = type(self).__name__
         for what, s, wanted in zip(("hidden", "cell"), given, shapes):
             if not batched:
                 if len(s.shape) != 2:
-                    raise RuntimeError(f"For unbatched 2-D input, hx and cx should also be 2-D but got ({len(s.shape)}-D)")
+                    raise RuntimeError(f"{name}: an input without a batch needs states (layers, H), got shape {list(s.shape)}")
                 s = s.unsqueeze(1)
             elif len(s.shape) != 3:
-                raise RuntimeError(f"For batched 3-D input, hx and cx should also be 3-D but got ({len(s.shape)}-D)")
+                raise RuntimeError(f"{name}: an input with a batch needs states (layers, B, H), got shape {list(s.shape)}")
             if tuple(s.shape) != wanted:
-                raise RuntimeError(f"Expected {what} size {wanted}, got {list(s.shape)}")
+                raise RuntimeError(f"{name}: the {what} state has shape {list(s.shape)}, expected {list(wanted)}")
             found.append(s)
         return tuple(found)
 
@@ -193,7 +193,7 @@ class RNNBase(Module):
 
     def _check_features(self, size: int) -> None:
         if size != self.input_size:
-            raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {size}")
+            raise RuntimeError(f"{type(self).__name__}: the input has {size} features, input_size is {self.input_size}")
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         """The hidden states of the last layer, and the last states of all layers.
@@ -210,7 +210,9 @@ class RNNBase(Module):
             return self._packed(input, hx)
         ndim = len(input.shape)
         if ndim not in (2, 3):
-            raise ValueError(f"{type(self).__name__}: Expected input to be 2D or 3D, got {ndim}D instead")
+            raise ValueError(
+                f"{type(self).__name__}: expected (T, B, F), or (T, F) without a batch, got shape {list(input.shape)}"
+            )
         self._check_features(input.shape[-1])
         x = input.unsqueeze(1) if ndim == 2 else input.transpose(0, 1) if self.batch_first else input
         y, states = self._layers(x, self._initial(hx, x.shape[1], x.dtype, ndim == 3), None)
@@ -252,9 +254,9 @@ class RNN(RNNBase):
         self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", *args: Any, **kwargs: Any
     ) -> None:
         if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+            raise ValueError(f"RNN: nonlinearity={nonlinearity!r}; give 'tanh' or 'relu'")
         if "proj_size" in kwargs:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+            raise ValueError(f"{type(self).__name__}: only an LSTM has a projection; leave proj_size out")
         super().__init__("RNN_" + nonlinearity.upper(), input_size, hidden_size, num_layers, *args, **kwargs)
         self.nonlinearity = nonlinearity
 
@@ -279,7 +281,7 @@ class GRU(RNNBase):
 
     def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any) -> None:
         if "proj_size" in kwargs:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+            raise ValueError(f"{type(self).__name__}: only an LSTM has a projection; leave proj_size out")
         super().__init__("GRU", input_size, hidden_size, *args, **kwargs)
 
 
@@ -315,7 +317,7 @@ class RNNCellBase(Module):
         """The new states from (B, input_size) or (input_size), and states of (B, H) or (H), or None."""
         name = type(self).__name__
         if len(input.shape) not in (1, 2):
-            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {len(input.shape)}D instead")
+            raise ValueError(f"{name}: expected (B, F), or (F) without a batch, got shape {list(input.shape)}")
         batched = len(input.shape) == 2
         x = input if batched else input.unsqueeze(0)
         if x.shape[1] != self.input_size:
@@ -362,7 +364,7 @@ class RNNCell(RNNCellBase):
     ) -> None:
         super().__init__(input_size, hidden_size, bias, 1, device, dtype)
         if nonlinearity not in ("tanh", "relu"):
-            raise RuntimeError(f"Unknown nonlinearity: {nonlinearity}")
+            raise RuntimeError(f"RNNCell: nonlinearity={nonlinearity!r}; give 'tanh' or 'relu'")
         self.nonlinearity, self._kind = nonlinearity, "rnn_" + nonlinearity
 
     def extra_repr(self) -> str:

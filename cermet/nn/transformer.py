@@ -23,7 +23,7 @@ __all__ = ["Transformer", "TransformerDecoder", "TransformerDecoderLayer", "Tran
 def _activation(given: Any) -> Any:
     if isinstance(given, str):
         if given not in ("relu", "gelu"):
-            raise RuntimeError(f"activation should be relu/gelu, not {given}")
+            raise RuntimeError(f"activation={given!r}; give 'relu', 'gelu' or a function")
         return getattr(F, given)
     return given
 
@@ -56,8 +56,6 @@ class TransformerEncoderLayer(Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
-        if isinstance(activation, str) and activation not in ("relu", "gelu"):
-            raise RuntimeError(f"activation={activation!r}; give 'relu', 'gelu' or a function")
         made = {"device": device, "dtype": dtype}
         self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first, **made)
         self.linear1 = Linear(d_model, dim_feedforward, bias=bias, **made)
@@ -277,9 +275,11 @@ class Transformer(Module):
         """The decoder's result for ``tgt``, given the encoder's for ``src``; masks as in `MultiheadAttention`."""
         batch = 0 if self.batch_first else 1
         if src.ndim == 3 and src.shape[batch] != tgt.shape[batch]:
-            raise RuntimeError("the batch number of src and tgt must be equal")
+            raise RuntimeError(f"Transformer: src has {src.shape[batch]} sequences, tgt {tgt.shape[batch]}")
         if src.shape[-1] != self.d_model or tgt.shape[-1] != self.d_model:
-            raise RuntimeError("the feature number of src and tgt must be equal to d_model")
+            raise RuntimeError(
+                f"Transformer: src has {src.shape[-1]} features, tgt {tgt.shape[-1]}; both need d_model={self.d_model}"
+            )
         memory = self.encoder(src, mask=src_mask, src_key_padding_mask=src_key_padding_mask, is_causal=src_is_causal)
         return self.decoder(
             tgt,

@@ -1,7 +1,7 @@
 """Connectionist temporal classification (Graves et al. 2006): the likelihood of a label sequence under all its alignments.
 
-The recursions run over the label sequence with blanks between (b, l1, b, l2, .., b), in logarithms, one step of time after another. The gradient
-is explicit: minus the posterior probability of each place at each step, from the forward and the backward recursion.
+The recursions run over the label sequence with blanks between (b, l1, b, l2, .., b), in logarithms, one step of time after another.
+The gradient is explicit: minus the posterior probability of each place at each step, from the forward and the backward recursion.
 """
 
 from __future__ import annotations
@@ -199,8 +199,8 @@ ctc_op = OpDef(
         ),
     ),
     ulp=256,
-    doc="Minus the log-likelihood of label sequences. Inputs: log-probabilities of the places of the sequence with blanks (T, N, 2 S + 1), "
-    "whether a place may be reached from two before it, lengths in time, numbers of labels.",
+    doc="Minus the log-likelihood of label sequences. Inputs: log-probabilities of the places of the sequence with blanks "
+    "(T, N, 2 S + 1), whether a place may be reached from two before it, lengths in time, numbers of labels.",
 )
 
 
@@ -272,7 +272,7 @@ def ctc_loss(
         raise RuntimeError(f"ctc_loss: expected log_probs (T, N, C) or (T, C), got shape {list(log_probs.shape)}")
     steps, n, classes = lp.shape
     if not 0 <= blank < classes:
-        raise RuntimeError(f"ctc_loss: blank must be in label range, got {blank} for {classes} classes")
+        raise RuntimeError(f"ctc_loss: blank={blank} is none of the {classes} classes")
     t, have, want = _integer(targets, lp), _integer(input_lengths, lp), _integer(target_lengths, lp)
     if single and len(t.shape) == 1:
         t = shaped(t, (1, t.shape[0]))

@@ -148,11 +148,11 @@ def cdist(x1: Any, x2: Any, p: float = 2.0, compute_mode: str = "use_mm_for_eucl
     """
     modes = ("use_mm_for_euclid_dist_if_necessary", "use_mm_for_euclid_dist", "donot_use_mm_for_euclid_dist")
     if compute_mode not in modes:
-        raise ValueError(f"cdist: {compute_mode!r} is not a valid compute_mode; expected one of {', '.join(modes)}")
+        raise ValueError(f"cdist: compute_mode={compute_mode!r}; give one of {', '.join(modes)}")
     if min(len(x1.shape), len(x2.shape)) < 2 or x1.shape[-1] != x2.shape[-1]:
         raise RuntimeError(f"cdist: expected (B, P, M) and (B, R, M), got shapes {list(x1.shape)} and {list(x2.shape)}")
     if p < 0:
-        raise RuntimeError(f"cdist only supports non-negative p values, got {p}")
+        raise RuntimeError(f"cdist: p={p}; give 0 or more")
     a, b = promote(x1, x2)
     if compute_mode == modes[1] and p == 2 and tuple(a.shape[:-2]) == tuple(b.shape[:-2]):
         return _by_products(a, b)
@@ -165,7 +165,7 @@ def cdist(x1: Any, x2: Any, p: float = 2.0, compute_mode: str = "use_mm_for_eucl
 def pdist(input: Any, p: float = 2.0) -> Any:
     """The p-norm distances between all pairs i < j of the rows of (N, M), as a vector."""
     if len(input.shape) != 2:
-        raise RuntimeError(f"pdist only supports 2D tensors, got: {len(input.shape)}D")
+        raise RuntimeError(f"pdist: expected (N, M), got shape {list(input.shape)}")
     from cermet.ops.define import hooks
 
     i, j = np.triu_indices(input.shape[0], 1)

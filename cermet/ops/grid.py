@@ -31,13 +31,13 @@ def _infer(x: Meta, grid: Meta, *, mode: str, padding: str, align: bool) -> Meta
     n = x.ndim - 2
     if n not in (2, 3) or grid.ndim != x.ndim or grid.shape[-1] != n or grid.shape[0] != x.shape[0]:
         raise ValueError(
-            f"grid_sample: an input of shape {list(x.shape)} does not fit a grid of shape {list(grid.shape)}: expected (N, C, H, W) and "
-            "(N, H', W', 2), or (N, C, D, H, W) and (N, D', H', W', 3)"
+            f"grid_sample: an input of shape {list(x.shape)} does not fit a grid of shape {list(grid.shape)}: expected "
+            "(N, C, H, W) and (N, H', W', 2), or (N, C, D, H, W) and (N, D', H', W', 3)"
         )
     if mode == "bicubic" and n != 2:
-        raise NotImplementedError("grid_sample: bicubic interpolation only supports 4D input")
+        raise NotImplementedError(f"grid_sample: bicubic takes (N, C, H, W), got shape {list(x.shape)}")
     if min(x.shape[2:]) == 0:
-        raise ValueError(f"grid_sample: expected an input with non-empty spatial dimensions, got shape {list(x.shape)}")
+        raise ValueError(f"grid_sample: nothing to read in an input of shape {list(x.shape)}")
     return meta((*x.shape[:2], *grid.shape[1:-1]), x.dtype, x.device)
 
 
@@ -256,9 +256,9 @@ def grid_sample(
         ValueError, NotImplementedError: for unknown modes and shapes that do not fit.
     """
     if mode not in ("bilinear", "nearest", "bicubic"):
-        raise ValueError(f"grid_sample: expected mode to be 'bilinear', 'nearest' or 'bicubic', but got: '{mode}'")
+        raise ValueError(f"grid_sample: mode={mode!r}; give 'bilinear', 'nearest' or 'bicubic'")
     if padding_mode not in ("zeros", "border", "reflection"):
-        raise ValueError(f"grid_sample: expected padding_mode to be 'zeros', 'border' or 'reflection', but got: '{padding_mode}'")
+        raise ValueError(f"grid_sample: padding_mode={padding_mode!r}; give 'zeros', 'border' or 'reflection'")
     if input.dtype.itemsize == 2:
         wider = [to_dtype(v, dt.float32) for v in (input, grid)]
         return to_dtype(grid_sample_op(*wider, mode=mode, padding=padding_mode, align=bool(align_corners)), input.dtype)
@@ -283,8 +283,7 @@ def affine_grid(theta: Any, size: Any, align_corners: bool | None = None) -> Any
     n = len(sizes)
     if n not in (2, 3) or tuple(theta.shape) != (int(size[0]), n, n + 1):
         raise ValueError(
-            f"affine_grid: expected a batch of affine matrices of shape {[int(size[0]), n, n + 1]} for size {list(size)}, "
-            f"got {list(theta.shape)}"
+            f"affine_grid: an output of {list(size)} needs matrices of shape {[int(size[0]), n, n + 1]}, got {list(theta.shape)}"
         )
     axes = np.meshgrid(*[_base(s, bool(align_corners)) for s in sizes], indexing="ij")
     base = np.stack([*[a.ravel() for a in reversed(axes)], np.ones(math.prod(sizes))], -1).astype(theta.dtype.compute.numpy)

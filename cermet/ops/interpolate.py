@@ -1,5 +1,5 @@
-"""Resampling to another size. Every mode is a linear map along each dimension in turn: a table says which places each result reads, and with
-what weights. The gradient is the same op with the table turned round."""
+"""Resampling to another size. Every mode is a linear map along each dimension in turn: a table says which places each result
+reads, and with what weights. The gradient is the same op with the table turned round."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ resample: OpDef = OpDef(
         Sample((Arg((3, 4, 2)), Arg((6, 5), (0, 4), dt.int64), Arg((6, 5)), *_TABLES[2:]), {"dim": 1}, gradient=False),
     ),
     ulp=16,
-    doc="sum over k of weight[k, o] x[index[k, o]] along a dim. Inputs: x, places and weights (K, O), and those of the adjoint (K', I).",
+    doc="sum over k of weight[k, o] x[index[k, o]] along a dim. Inputs: x, places and weights (K, O), and those of the adjoint "
+    "(K', I).",
 )
 
 
@@ -219,10 +220,10 @@ def _sizes(input: Any, size: Any, scale_factor: Any, recompute: bool | None) -> 
     spatial = tuple(input.shape[2:])
     n = len(spatial)
     if (size is None) == (scale_factor is None):
-        raise ValueError("interpolate: either size or scale_factor should be defined, and only one of them")
+        raise ValueError("interpolate: give either size or scale_factor")
     if size is not None:
         if recompute:
-            raise ValueError("interpolate: recompute_scale_factor is not meaningful with an explicit size")
+            raise ValueError("interpolate: recompute_scale_factor goes with scale_factor; a size leaves nothing to recompute")
         return tuple(int(s) for s in _per_dim(size, n, "size")), (None,) * n
     factors = tuple(float(f) for f in _per_dim(scale_factor, n, "scale_factor"))
     out = tuple(math.floor(s * f) for s, f in zip(spatial, factors))
@@ -243,7 +244,8 @@ def interpolate(
 
     Args:
         size: the output's spatial sizes; or scale_factor: how many times the input's. One number counts for all dimensions.
-        mode: "nearest", "nearest-exact", "linear" (one spatial dimension), "bilinear", "bicubic" (two), "trilinear" (three), "area".
+        mode: "nearest", "nearest-exact", "area"; "linear" for one spatial dimension, "bilinear" and "bicubic" for two, "trilinear"
+            for three.
         align_corners: the corners' centres stay in the corners, instead of the corners themselves.
         recompute_scale_factor: derive the places from the sizes alone.
         antialias: filter where the image shrinks; "bilinear" and "bicubic" only.
@@ -254,23 +256,19 @@ def interpolate(
     n = len(input.shape) - 2
     if mode in ("nearest", "nearest-exact", "area"):
         if align_corners is not None:
-            raise ValueError(
-                "align_corners option can only be set with the interpolating modes: linear | bilinear | bicubic | trilinear"
-            )
+            raise ValueError(f"interpolate: mode {mode!r} knows no align_corners; leave it out")
     elif _MODES.get(mode) != n:
         raise NotImplementedError(
-            f"interpolate: got an input of {n + 2} dimensions, which mode {mode!r} does not take; 3 dimensions: nearest, linear, area; "
-            "4: nearest, bilinear, bicubic, area; 5: nearest, trilinear, area"
+            f"interpolate: mode {mode!r} does not take an input of shape {list(input.shape)}; nearest, nearest-exact and area take any, "
+            "linear takes (N, C, L), bilinear and bicubic (N, C, H, W), trilinear (N, C, D, H, W)"
         )
     if antialias and mode not in ("bilinear", "bicubic"):
-        raise ValueError("Anti-alias option is restricted to bilinear and bicubic modes and requires a 4-D tensor as input")
+        raise ValueError(f"interpolate: only bilinear and bicubic can be antialiased, not {mode!r}")
     if not 1 <= n <= 3:
         raise NotImplementedError(f"interpolate: expected an input of 3, 4 or 5 dimensions, got shape {list(input.shape)}")
     out, factors = _sizes(input, size, scale_factor, recompute_scale_factor)
     if min(out) <= 0 or min(input.shape[2:]) <= 0:
-        raise RuntimeError(
-            f"Input and output sizes should be greater than 0, but got input {list(input.shape[2:])} and output {list(out)}"
-        )
+        raise RuntimeError(f"interpolate: sizes of 0 cannot be resampled: input {list(input.shape[2:])}, output {list(out)}")
     if mode == "area":
         return _area(input, out)
     x = input

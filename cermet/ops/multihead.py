@@ -20,7 +20,7 @@ __all__ = ["Projections", "attend"]
 
 
 class Projections(NamedTuple):
-    """Weights of the projections: one for all three inputs (3 E, E), or one each (E, size of that input); biases (3 E) or None."""
+    """Weights of the projections: one for all inputs (3 E, E), or one each (E, size of that input); biases (3 E) or None."""
 
     joint: Any
     separate: tuple[Any, Any, Any] | None
@@ -93,12 +93,12 @@ def _mask(q: Any, k: Any, attn_mask: Any, padding: Any) -> Any:
             mask = shaped(mask, (n, heads, length, size))
         elif shape != (length, size):
             raise RuntimeError(
-                f"The shape of the attn_mask is {shape}, but should be {(length, size)} or {(n * heads, length, size)}."
+                f"attention: attn_mask has shape {list(shape)}, expected {[length, size]} or {[n * heads, length, size]}"
             )
     if padding is None:
         return mask
     if tuple(padding.shape) != (n, size):
-        raise RuntimeError(f"The shape of the key_padding_mask is {tuple(padding.shape)}, but should be {(n, size)}.")
+        raise RuntimeError(f"attention: key_padding_mask has shape {list(padding.shape)}, expected {[n, size]}")
     hidden = shaped(_additive(padding, q), (n, 1, 1, size))
     return hidden if mask is None else add(mask, hidden)
 
@@ -196,12 +196,13 @@ def multi_head_attention_forward(
     Raises:
         RuntimeError: where shapes do not fit, or ``is_causal`` comes without a mask.
     """
+    name = "multi_head_attention_forward"
     if embed_dim_to_check != query.shape[-1]:
-        raise RuntimeError(f"was expecting embedding dimension of {embed_dim_to_check}, but got {query.shape[-1]}")
+        raise RuntimeError(f"{name}: the query has {query.shape[-1]} features, embed_dim_to_check is {embed_dim_to_check}")
     if embed_dim_to_check % num_heads:
-        raise RuntimeError(f"embed_dim {embed_dim_to_check} not divisible by num_heads {num_heads}")
+        raise RuntimeError(f"{name}: {embed_dim_to_check} features do not divide into {num_heads} heads")
     if is_causal and attn_mask is None:
-        raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
+        raise RuntimeError(f"{name}: is_causal says what attn_mask is; give the mask too")
     single = len(query.shape) == 2
     if single:
         same = query is key and key is value

@@ -21,7 +21,7 @@ __all__: list[str] = []
 
 def _check_factor(name: str, factor: Any) -> int:
     if factor <= 0:
-        raise RuntimeError(f"{name}: expects a positive factor, but got {factor}")
+        raise RuntimeError(f"{name}: a factor of {factor}; give 1 or more")
     return int(factor)
 
 
@@ -35,8 +35,7 @@ def pixel_shuffle(input: Any, upscale_factor: int) -> Any:
     r = _check_factor("pixel_shuffle", upscale_factor)
     if len(input.shape) < 3 or input.shape[-3] % (r * r):
         raise RuntimeError(
-            f"pixel_shuffle expects its input's 'channel' dimension to be divisible by the square of upscale_factor, "
-            f"got shape {list(input.shape)} and upscale_factor={r}"
+            f"pixel_shuffle: expected (*, C, H, W) with channels that {r} x {r} divides, got shape {list(input.shape)}"
         )
     *lead, channels, h, w = input.shape
     n = len(lead)
@@ -55,8 +54,7 @@ def pixel_unshuffle(input: Any, downscale_factor: int) -> Any:
     r = _check_factor("pixel_unshuffle", downscale_factor)
     if len(input.shape) < 3 or input.shape[-2] % r or input.shape[-1] % r:
         raise RuntimeError(
-            f"pixel_unshuffle expects height and width to be divisible by downscale_factor, got shape {list(input.shape)} and "
-            f"downscale_factor={r}"
+            f"pixel_unshuffle: expected (*, C, H, W) with height and width that {r} divides, got shape {list(input.shape)}"
         )
     *lead, channels, h, w = input.shape
     n = len(lead)
@@ -74,9 +72,7 @@ def channel_shuffle(input: Any, groups: int) -> Any:
     """
     g = _check_factor("channel_shuffle", groups)
     if len(input.shape) < 3 or input.shape[1] % g:
-        raise RuntimeError(
-            f"channel_shuffle: Number of channels must be divisible by groups. Got shape {list(input.shape)} and {g} groups."
-        )
+        raise RuntimeError(f"channel_shuffle: expected (N, C, *) with channels that {g} divides, got shape {list(input.shape)}")
     n, channels, *rest = input.shape
     x = reshape(input, shape=(n, g, channels // g, *rest))
     x = permute(x, dims=(0, 2, 1, *range(3, 3 + len(rest))))
@@ -139,7 +135,7 @@ def _unfold_reference(x: Any, *, kernel: Any, dilation: Any, padding: Any, strid
 def _fold_infer(m: Meta, *, size: Any, kernel: Any, dilation: Any, padding: Any, stride: Any) -> Meta:
     if m.ndim != 3 or m.shape[1] % math.prod(kernel):
         raise ValueError(
-            f"fold: expected an input (N, C {math.prod(kernel)}, L) or without N, for blocks of {tuple(kernel)}, got shape {list(m.shape)}"
+            f"fold: blocks of {tuple(kernel)} need an input (N, C * {math.prod(kernel)}, L), got shape {list(m.shape)}"
         )
     count = math.prod(_blocks(size, kernel, dilation, padding, stride, "fold"))
     if m.shape[2] != count:

@@ -1,12 +1,12 @@
 """Recurrent layers: one direction of one layer over all time steps is one node.
 
-What does not depend on the state is outside: `inputs` are the products of the inputs with their weights, all steps in one contraction. The
-node's decomposition unrolls the steps, two kernels each; its gradient walks back through them and makes the gradient of the recurrent weights
-with one contraction over all steps. The gradient runs the steps' decomposition again, which common-subexpression elimination merges with the
-forward pass where both are in one program.
+What does not depend on the state is outside: the inputs come multiplied with their weights, all steps in one contraction. The node's
+decomposition unrolls the steps, two kernels each; its gradient walks back through them, and makes the gradient of the recurrent
+weights with one contraction over all steps. The gradient runs the steps' decomposition again, which common-subexpression
+elimination merges with the forward pass where both are in one program.
 
-Formulas: Elman 1990; Hochreiter, Schmidhuber 1997, with the forget gate of Gers et al. 2000; Cho et al. 2014 (arXiv:1406.1078), the reset gate
-applied after the product as in PyTorch; Sak et al. 2014 (arXiv:1402.1128) for the projection.
+Formulas: Elman 1990; Hochreiter, Schmidhuber 1997, with the forget gate of Gers et al. 2000; Cho et al. 2014 (arXiv:1406.1078), the
+reset gate applied after the product as in PyTorch; Sak et al. 2014 (arXiv:1402.1128) for the projection.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def cell(kind: str, x: Any, a: Any, state: Any) -> tuple[Any, ...]:
     """One step without its product.
 
     Args:
-        x: (B, gates H), from the input. a: (B, gates H), from the hidden state. state: (B, H): the cell state of an LSTM, the hidden state of
-            a GRU, unused otherwise.
+        x: (B, gates H), from the input. a: (B, gates H), from the hidden state.
+        state: (B, H): the cell state of an LSTM, the hidden state of a GRU, unused otherwise.
 
     Returns:
         The new hidden state, and for an LSTM the new cell state; (B, H) each.
@@ -82,7 +82,7 @@ class _Given(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """What the walk back needs of one step: its number, input, hidden state before, product, state before, and the cell's results."""
+    """What the walk back needs of one step: number, input, hidden state before, product, state before, the cell's results."""
 
     t: int
     x: Any
@@ -119,7 +119,7 @@ def _kept(keep: Any, t: int, shape: Any) -> Any:
 
 
 def _walk(v: _Given, kind: str, reverse: bool) -> tuple[list[_Step], list[Any], Any, Any]:
-    """All steps; the hidden states by time; the last hidden state and cell state. A sequence without a step t keeps its state there."""
+    """All steps; hidden states by time; the last hidden state and cell state. A sequence without a step t keeps its state there."""
     steps: list[_Step] = []
     h, c = v.h, v.c
     turned = permute(v.w, dims=(1, 0))
@@ -288,7 +288,8 @@ recurrent_grad = OpDef(
     vjp="auto",
     decompose=_grad_decompose,
     dtypes=dt.FLOATING,
-    doc="The gradient of recurrent. Inputs: the gradients of its results, then its inputs; results: the gradients of those, but for the mask.",
+    doc="The gradient of recurrent. Inputs: the gradients of its results, then its inputs; results: the gradients of those, but for "
+    "the mask.",
 )
 
 
@@ -313,8 +314,8 @@ def _infer(*metas: Meta, kind: str, reverse: bool, bias: bool, projected: bool, 
     gates = GATES[kind]
     if x.ndim != 3 or w.ndim != 2 or x.shape[2] != w.shape[0] or w.shape[0] % gates:
         raise ShapeError(
-            f"{kind}: inputs of shape {list(x.shape)} do not fit recurrent weights of shape {list(w.shape)}: expected (T, B, {gates} H) and "
-            f"({gates} H, features of the hidden state)"
+            f"{kind}: inputs of shape {list(x.shape)} do not fit recurrent weights of shape {list(w.shape)}: expected "
+            f"(T, B, {gates} H) and ({gates} H, features of the hidden state)"
         )
     steps, rows, _ = x.shape
     if steps == 0:
@@ -408,7 +409,7 @@ recurrent = OpDef(
         ),
     ),
     ulp=64,
-    doc="One direction of a recurrent layer over (T, B, gates H). Inputs: inputs times weights, recurrent weights, hidden state, cell state (LSTM), "
-    "bias of the product, projection, and a mask (T, B) of the steps that each sequence has. Results: hidden states (T, B, *), the last one, "
-    "the last cell state (LSTM).",
+    doc="One direction of a recurrent layer over (T, B, gates H). Inputs: inputs times weights, recurrent weights, hidden state, cell "
+    "state (LSTM), bias of the product, projection, and a mask (T, B) of the steps that each sequence has. Results: hidden states "
+    "(T, B, *), the last one, the last cell state (LSTM).",
 )

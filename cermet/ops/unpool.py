@@ -31,7 +31,9 @@ def _size(name: str, input: Any, n: int, kernel: Any, stride: Any, padding: Any,
     sizes = tuple(int(v) for v in given)[-n:]
     for got, want, t in zip(sizes, usual, s):
         if not want - t < got < want + t:
-            raise ValueError(f"{name}: invalid output_size {tuple(given)}: expected sizes within one stride of {tuple(usual)}")
+            raise ValueError(
+                f"{name}: output_size {tuple(given)} does not pool to the input; expected less than a stride off {tuple(usual)}"
+            )
     return sizes
 
 

@@ -24,7 +24,7 @@ def vector_to_parameters(vec: Any, parameters: Iterable[Any]) -> None:
         TypeError: where ``vec`` is no tensor. RuntimeError: where it has fewer elements than the parameters.
     """
     if not isinstance(vec, TensorBase):
-        raise TypeError(f"expected cermet.Tensor, but got: {type(vec).__name__}")
+        raise TypeError(f"vector_to_parameters: the vector is a {type(vec).__name__}; give a tensor")
     at = 0
     v: Any = vec
     for p in parameters:

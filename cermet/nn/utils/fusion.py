@@ -41,7 +41,7 @@ def fuse_linear_bn_weights(
 
 def _folded(layer: Any, bn: Any, fuse: Any, *more: Any) -> Any:
     if layer.training or bn.training:
-        raise RuntimeError("Fusion only for eval!")
+        raise RuntimeError("a batch norm can be folded in only in evaluation mode; call .eval() on both layers first")
     out = copy.deepcopy(layer)
     out.weight, out.bias = fuse(out.weight, out.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias, *more)
     return out

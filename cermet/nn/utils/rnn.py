@@ -193,7 +193,7 @@ def pad_sequence(sequences: Any, batch_first: bool = False, padding_value: float
         ValueError: for any other side. RuntimeError: for no sequences, or trailing sizes that differ.
     """
     if padding_side not in ("left", "right"):
-        raise ValueError(f"padding_side should be 'left' or 'right', but got {padding_side!r}")
+        raise ValueError(f"pad_sequence: padding_side={padding_side!r}; give 'left' or 'right'")
     found = list(sequences)
     if not found:
         raise RuntimeError("pad_sequence: expected at least one sequence")

@@ -12,7 +12,7 @@ __all__ = ["remove_spectral_norm", "spectral_norm"]
 
 
 class SpectralNorm:
-    """Computes the weight from ``name_orig`` before each forward pass; ``name_u`` and ``name_v`` estimate its singular vectors."""
+    """Computes the weight from ``name_orig`` before each forward pass; ``name_u``, ``name_v`` estimate its singular vectors."""
 
     def __init__(self, name: str, rule: _SpectralNorm) -> None:
         self.name, self.rule = name, rule
