@@ -28,7 +28,7 @@ BENCH_ARGS ?=
 PEERS ?= 1
 # What to measure beside, and where pip finds it if not where it looks by default (on Linux the default build of torch is large;
 # PEERS_PIP="--index-url ..." can name an index with the CPU build).
-PEERS_PACKAGES ?= torch==2.13.0 numpy
+PEERS_PACKAGES ?= torch==2.13.0 numpy jax tensorflow-cpu
 PEERS_PIP ?=
 
 PIP := -m pip --disable-pip-version-check --no-input
@@ -94,7 +94,7 @@ ifeq ($(PEERS),1)
 bench: $(STAMP_PEERS)
 endif
 bench: $(STAMP)
-	@$(RUN) -m bench $(if $(filter 1,$(PEERS)),,--no-peers) $(BENCH_ARGS)
+	@$(RUN) -m bench $(if $(filter 1,$(PEERS)),,--peers=) $(BENCH_ARGS)
 
 docs: $(STAMP_DOCS)
 	@NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet

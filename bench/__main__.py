@@ -1,8 +1,8 @@
-"""Measure Cermet, beside PyTorch where it is installed, and say which of its promises hold.
+"""Measure Cermet, beside other frameworks where they are installed, and say which of its promises hold.
 
-    python -m bench [section ...] [--quick] [--readme] [--no-peers] [--threads 2]
+    python -m bench [section ...] [--quick] [--readme] [--peers torch,jax] [--threads 2]
 
-Sections (all of them without a name): overhead, compile, memory, bits, second, limits, matmul, conv, kernels, steps. `docs/performance.md`
+Sections (all of them without a name): overhead, compile, memory, bits, second, limits, matmul, conv, kernels, steps, scaling. `docs/performance.md`
 says what each measures and how.
 """
 
@@ -17,8 +17,8 @@ import traceback
 from collections.abc import Callable
 
 from bench.measure import ROOT, WorkerError
-from bench.run import Bench
-from bench.sections import engine, speed
+from bench.run import NAMES, PEERS, Bench
+from bench.sections import engine, scaling, speed
 
 SECTIONS: dict[str, Callable[[Bench], None]] = {
     "overhead": engine.overhead,
@@ -31,6 +31,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "conv": speed.convolution,
     "kernels": speed.kernels,
     "steps": speed.steps,
+    "scaling": scaling.scaling,
 }
 
 
@@ -42,23 +43,28 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("sections", nargs="*", metavar="section", help=f"of {', '.join(SECTIONS)}")
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds")
     parser.add_argument("--readme", action="store_true", help="rewrite README's table also after a quick run")
-    parser.add_argument("--no-peers", action="store_true", help="measure Cermet alone")
+    parser.add_argument("--peers", metavar="NAMES", help=f"of {','.join(PEERS)}; empty: measure Cermet alone")
     parser.add_argument("--threads", type=int, default=2, help="of each framework")
     options = parser.parse_args()
     unknown = [s for s in options.sections if s not in SECTIONS]
     if unknown:
         parser.error(f"no section {', '.join(unknown)}; there are {', '.join(SECTIONS)}")
+    # What compiles through a C++ compiler takes a minute or more for each model: only in a full run, or on demand.
+    usual = [p for p in PEERS if not (options.quick and p == "torch.compile")]
+    options.peers = usual if options.peers is None else [p for p in options.peers.split(",") if p]
+    if unknown := [p for p in options.peers if p not in PEERS]:
+        parser.error(f"no peer {', '.join(unknown)}; there are {', '.join(PEERS)}")
     return options
 
 
 def main() -> int:
     options = arguments()
     sys.path.insert(0, str(ROOT))
-    bench = Bench(options.quick, options.threads, not options.no_peers)
+    bench = Bench(options.quick, options.threads, tuple(options.peers))
     report, failed = bench.report, []
     report.about |= {
         "cermet": bench.cermet.version,
-        "torch": bench.torch.version if bench.torch else None,
+        "peers": {NAMES[name]: worker.version for name, worker in bench.peers.items()},
         "threads": options.threads,
         "cpu": f"{os.cpu_count()} cores with {bench.cermet.call('bench.limits:vector_bits')}-bit vectors",
         "quick": options.quick,

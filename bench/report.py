@@ -63,7 +63,7 @@ class Report:
 
     Attributes:
         about: versions, threads, whether the run was quick. requirements, tables: what is shown. data: raw figures, for JSON.
-        ratios: how many times faster than PyTorch each workload is, for the picture.
+        ratios: how many times faster than the fastest other framework each workload is, for the picture.
     """
 
     about: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class Report:
     def heading(self) -> str:
         """One line on the circumstances."""
         a = self.about
-        beside = f"PyTorch {a['torch']}" if a.get("torch") else "no other framework"
+        beside = ", ".join(f"{name} {version}" for name, version in a.get("peers", {}).items()) or "no other framework"
         noise = f"; in the loudest round that counts other processes took {a['noise']:.0%} of the machine" if "noise" in a else ""
         return (
             f"Cermet {a['cermet']} beside {beside}, {a['threads']} threads each, {a['cpu']}, "
@@ -129,7 +129,7 @@ class Report:
         axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
         axes.minorticks_off()
         axes.tick_params(axis="y", labelsize=8)
-        axes.set_xlabel("times as fast as PyTorch eager (right of the line: Cermet is faster)")
+        axes.set_xlabel("times as fast as the fastest other framework (right of the line: Cermet is faster)")
         figure.savefig(path, dpi=130)
         pyplot.close(figure)
         return path
@@ -145,7 +145,7 @@ class Report:
             raise ValueError(f"{path.name} has no {BEGIN} and {END}")
         parts = [self.heading(), self.required().markdown()]
         for table in self.tables:
-            if table.title.startswith("Training steps"):
+            if table.title.startswith(("Training steps", "First steps")):
                 parts += [f"{table.title}:", table.markdown()]
         head, tail = text[: text.index(BEGIN)], text[text.index(END) :]
         path.write_text(head + BEGIN + "\n" + "\n\n".join(parts) + "\n" + tail, encoding="utf-8")

@@ -1,6 +1,6 @@
 """A process that runs named workloads on request: one for each framework, alive for the whole benchmark.
 
-    python -m bench.worker cermet|torch|jax|tensorflow|numpy [--threads 2]
+    python -m bench.worker cermet|cermet.compile|torch|torch.compile|jax|tensorflow|numpy [--threads 2]
 
 Requests and answers are lines of JSON over the standard pipes. It says nothing and does nothing between requests, so that frameworks can
 be measured by turns, never two at once. Whatever libraries print goes to the standard error.
@@ -32,6 +32,7 @@ MOST = 2000
 
 SIDES = {
     "cermet": "bench.workloads.alike",
+    "cermet.compile": "bench.workloads.alike",
     "torch": "bench.workloads.alike",
     "torch.compile": "bench.workloads.alike",
     "jax": "bench.workloads.jax_side",

@@ -41,6 +41,7 @@ pending_nodes: int
 pending_bytes: int
 buffer_cache_bytes: int
 spin_us: int
+winograd: bool
 
 
 class Knob(NamedTuple):
@@ -180,6 +181,8 @@ KNOBS: dict[str, Knob] = _declare(
          "released tensor memory that is kept for reuse at any time; more is kept only while recent steps have needed it"),
     Knob("spin_us", "CERMET_SPIN_US", _integer(0), "an integer of at least 0", 50,
          "microseconds an idle worker thread waits awake for the next kernel before it sleeps"),
+    Knob("winograd", "CERMET_WINOGRAD", _flag, _FLAG, True,
+         "compute 3x3 convolutions by Winograd's algorithm where it is faster; read when a program is compiled"),
 )  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def compiling(bench: Bench) -> None:
         "0",
         programs == kernels == 0,
     )
-    count = 30
+    count = 32
     one = bench.cermet.call(f"{CHECKS}:lengths", lengths=[64] * count)
     many = bench.cermet.call(f"{CHECKS}:lengths", lengths=[48 + k for k in range(count)])
     again = bench.cermet.call(f"{CHECKS}:lengths", lengths=[48 + k for k in range(count)])
@@ -104,6 +104,15 @@ def compiling(bench: Bench) -> None:
         "3 times",
         factor <= 3.0,
     )
+    if bench.torch:
+        theirs = data["lengths"]["torch"] = bench.torch.call(f"{CHECKS}:lengths", lengths=[48 + k for k in range(count)])
+        faster = sum(theirs["times"]) / sum(many["times"])
+        report.require(
+            f"{count} sequence lengths of a small GPT, once each, against PyTorch eager",
+            f"{faster:.2f} times as fast ({sum(many['times']):.2f} s, PyTorch {sum(theirs['times']):.2f} s)",
+            "1",
+            faster >= 1.0,
+        )
     lengths = (20_000, 40_000) if bench.quick else (50_000, 100_000)
     chains = data["chain"] = {n: bench.cermet.call(f"{CHECKS}:chain", length=n) for n in lengths}
     growth = chains[lengths[1]]["total"] / chains[lengths[0]]["total"]

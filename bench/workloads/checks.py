@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.worker import SIDES
 from bench.workloads.models import Training, make_model
 
 __all__ = [
@@ -81,30 +82,35 @@ def _imported(framework: str) -> tuple[Any, float]:
     return lib, time.perf_counter() - begin
 
 
+def _side(framework: str, threads: int) -> tuple[Any, float]:
+    """What makes a framework's workloads, as in `bench.worker`, and the seconds its import took."""
+    begin = time.perf_counter()
+    module = importlib.import_module(SIDES[framework])
+    return module.side(framework, threads), time.perf_counter() - begin
+
+
 def first_step(framework: str, model: str, threads: int = 2) -> dict[str, Any]:
     """Seconds of the import, of making the model, and of its first two training steps, in this process."""
-    lib, imported = _imported(framework)
-    lib.set_num_threads(threads)
+    side, imported = _side(framework, threads)
     begin = time.perf_counter()
-    training = make_model(lib, model)
+    step = side.make("step", model)
     made = time.perf_counter()
-    training.step()
+    step()
     first = time.perf_counter()
-    training.step()
+    step()
     second = time.perf_counter()
     return {"import": imported, "make": made - begin, "first": first - made, "second": second - first}
 
 
 def peak_memory(framework: str, model: str, steps: int = 3, threads: int = 2) -> dict[str, Any]:
     """Bytes: resident after the import, the highest resident size (VmHWM) after some steps, and their difference."""
-    lib, _ = _imported(framework)
-    lib.set_num_threads(threads)
-    importlib.import_module(f"{framework}.nn")
-    importlib.import_module(f"{framework}.optim")
+    side, _ = _side(framework, threads)
+    if framework.partition(".")[0] in ("cermet", "torch"):
+        importlib.import_module(f"{side.lib.__name__}.optim")
     base = _status("VmRSS")
-    training = make_model(lib, model)
+    step = side.make("step", model)
     for _ in range(steps):
-        training.step()
+        step()
     peak = _status("VmHWM")
     return {"base": base, "peak": peak, "added": peak - base, "resident": _status("VmRSS")}
 

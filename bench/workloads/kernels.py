@@ -12,9 +12,13 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["CONVOLUTIONS", "cost", "make_kernel", "numbers"]
+__all__ = ["CONVOLUTIONS", "ELEMENTWISE", "cost", "elementwise_inputs", "make_kernel", "numbers"]
 
 Work = Callable[[], Any]
+
+ELEMENTWISE = (
+    "exp", "add", "gelu expression", "softmax", "layer norm", "sum", "column variance", "transpose copy", "cumsum", "sort", "gather",
+)  # fmt: skip
 
 CONVOLUTIONS: dict[str, tuple[int, int, int, int, int, int, int, int, bool]] = {
     # batch, channels, image, output channels, kernel, stride, padding, groups, transposed
@@ -37,24 +41,36 @@ def numbers(*shape: int, seed: int = 0) -> np.ndarray:
 
 def _rows(size: int) -> int:
     """Rows of a matrix of about ``size`` elements: columns are 1024, or 64 for small ones."""
-    return size // (1024 if size >= 1 << 16 else 64)
+    return max(1, size // (1024 if size >= 1 << 16 else 64))
+
+
+def elementwise_inputs(name: str, size: int) -> dict[str, np.ndarray]:
+    """What the named operation gets at that size: ``x`` and ``y`` (rows, columns), ``gain`` and ``bias`` (columns); for the gather a
+    ``table`` (50,000, 64) and ``index``."""
+    if name == "gather":
+        return {"table": numbers(50_000, 64), "index": np.random.default_rng(1).integers(0, 50_000, size // 64)}
+    rows = _rows(size)
+    given = {"x": numbers(rows, size // rows)}
+    if name == "add":
+        given["y"] = numbers(rows, size // rows, seed=1)
+    if name == "layer norm":
+        given |= {"gain": numbers(size // rows, seed=2), "bias": numbers(size // rows, seed=3)}
+    return given
 
 
 def _elementwise(lib: Any, name: str, size: int) -> Work:
-    t = lib.from_numpy
+    given = {k: lib.from_numpy(v) for k, v in elementwise_inputs(name, size).items()}
     if name == "gather":
-        table, index = t(numbers(50_000, 64)), t(np.random.default_rng(1).integers(0, 50_000, size // 64))
-        return lambda: lib.nn.functional.embedding(index, table)
-    shape = (_rows(size), size // _rows(size))
-    x, y = t(numbers(*shape)), t(numbers(*shape, seed=1))
-    gain, bias = t(numbers(shape[1], seed=2)), t(numbers(shape[1], seed=3))
+        return lambda: lib.nn.functional.embedding(given["index"], given["table"])
+    x, y, gain, bias = given["x"], given.get("y"), given.get("gain"), given.get("bias")
+    columns = x.shape[1]
     flat = x.reshape(-1)
     work: dict[str, Work] = {
         "exp": lambda: lib.exp(x),
         "add": lambda: x + y,
         "gelu expression": lambda: 0.5 * x * (1.0 + lib.tanh(0.7978845608 * (x + 0.044715 * x * x * x))),
         "softmax": lambda: lib.softmax(x, -1),
-        "layer norm": lambda: lib.nn.functional.layer_norm(x, (shape[1],), gain, bias),
+        "layer norm": lambda: lib.nn.functional.layer_norm(x, (columns,), gain, bias),
         "sum": lambda: x.sum(),
         "column variance": lambda: x.var(0),
         "transpose copy": lambda: x.t().contiguous(),

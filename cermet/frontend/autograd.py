@@ -8,8 +8,9 @@ from typing import Any
 
 from cermet.frontend.core import TensorBase, fn_of, new_tensor, node_of
 from cermet.frontend.gradients import Accumulate, GradFn, Pick, run_backward
+from cermet.frontend.replay import find, remember, replay, survey
 from cermet.graph.node import Node
-from cermet.lazy.record import local
+from cermet.lazy.record import local, number_node, user_location
 from cermet.ops.define import hooks
 from cermet.ops.support import full_value
 
@@ -115,7 +116,7 @@ def _root_gradient(t: TensorBase, given: Any, name: str) -> Any:
                 f"{name}: gradients can be made up only for a result of one element, this one has shape {list(m.shape)}; "
                 "pass its gradient, or reduce it first (.sum())"
             )
-        return full_value(new_tensor(node_of(t)), 1, m.shape)
+        return full_value(new_tensor(node_of(t)), 1, m.shape) if m.shape else new_tensor(number_node(1.0, m))
     g = hooks.to_tensor(given, dtype=None, like=t)
     if tuple(g.shape) != m.shape:
         raise RuntimeError(f"{name}: the gradient has shape {list(g.shape)}, the result {list(m.shape)}; they must be equal")
@@ -139,6 +140,37 @@ def _roots(tensors: Sequence[Any], gradients: Any, name: str) -> list[tuple[Any,
             )
         roots.append((edge, _root_gradient(t, g, name)))
     return roots
+
+
+def _walk(
+    roots: list[tuple[Any, Any]], keep: bool, create_graph: bool, targets: list[Any] | None
+) -> dict[Any, Any] | None:
+    """Send gradients down from ``roots``: into ``grad`` of all leaves, or, with ``targets`` (edges), into the result by edge."""
+    tape = local.tape
+    accumulate = _accumulate if targets is None else None
+    wrap = _tracked if create_graph else _plain
+    found = None if create_graph or tape.eager else survey([(e, node_of(g)) for e, g in roots], keep, targets)
+    if found is None:
+        return run_backward(roots, wrap, keep, targets, accumulate)
+    plan = find(found, tape)
+    if plan is not None:
+        results = replay(plan, found, tape, user_location(3))
+    else:
+        epoch, before, nbytes = tape.epoch, len(tape.nodes), tape.nbytes
+        results = []
+        arrived = None if targets is not None else lambda f, g: results.append((f, 0, node_of(g)))
+        for t, g in run_backward(roots, wrap, keep, targets, arrived).items():
+            results.append((t.parent, t.index, node_of(g)) if type(t) is Pick else (t, 0, node_of(g)))
+        if tape.epoch is epoch:
+            remember(found, tape.nodes[before:], results, tape.nbytes - nbytes)
+    # After the walk in both cases, so that both record the same nodes in the same order.
+    if targets is None:
+        for f, _, node in results:
+            _accumulate(f, new_tensor(node))
+        return None
+    by_place = {(f, index): node for f, index, node in results}
+    places = {t: (t.parent, t.index) if type(t) is Pick else (t, 0) for t in targets}
+    return {t: new_tensor(by_place[place]) for t, place in places.items() if place in by_place}
 
 
 def _accumulate(leaf: Accumulate, g: Any) -> None:
@@ -171,12 +203,11 @@ def backward(
     tape.grad = create_graph
     try:
         roots = _roots(tensors, grad_tensors, "backward")
-        wrap = _tracked if create_graph else _plain
         if inputs is None:
-            run_backward(roots, wrap, keep, None, _accumulate)
+            _walk(roots, keep, create_graph, None)
             return
         wanted = [inputs] if isinstance(inputs, TensorBase) else list(inputs)
-        found = run_backward(roots, wrap, keep, [fn_of(t) for t in wanted])
+        found = _walk(roots, keep, create_graph, [fn_of(t) for t in wanted]) or {}
         for t in wanted:
             edge = fn_of(t)
             if edge in found:
@@ -220,7 +251,7 @@ def grad(
     tape.grad = create_graph
     try:
         roots = _roots(outputs, grad_outputs, "grad")
-        found = run_backward(roots, _tracked if create_graph else _plain, keep, [fn_of(t) for t in inputs])
+        found = _walk(roots, keep, create_graph, [fn_of(t) for t in inputs]) or {}
         out = []
         for k, t in enumerate(inputs):
             g = found.get(fn_of(t))

@@ -128,8 +128,7 @@ class Tensor(TensorBase):
             raise TypeError("len() of a 0-dimensional tensor")
         return self._node.meta.shape[0]
 
-    def __hash__(self) -> int:
-        return id(self)
+    __hash__ = object.__hash__  # by identity, and without a Python frame: optimizers look states up by parameter
 
     # -------------------------------------------------------------------------------------------- gradients
 
@@ -290,9 +289,10 @@ class Tensor(TensorBase):
 
     def item(self) -> Any:
         """The value of a tensor of one element, as a Python number."""
-        if self._node.meta.numel != 1:
+        node = node_of(self)
+        if node.meta.numel != 1:
             raise RuntimeError(f"item() needs a tensor of one element, this one has shape {list(self.shape)}")
-        return self._array().reshape(()).astype(np.float64 if self.dtype.kind == "f" else self.dtype.numpy).item()
+        return ev.number_of(node)
 
     def tolist(self) -> Any:
         """The value as nested Python lists."""

@@ -13,9 +13,9 @@ from typing import Any
 from cermet import config
 from cermet.graph.node import Node
 from cermet.lazy.record import Tape, local
-from cermet.lazy.values import set_value, stored_array
+from cermet.lazy.values import set_value, stored_array, stored_number
 
-__all__ = ["array_of", "buffer_of", "evaluate", "realize", "settle"]
+__all__ = ["array_of", "buffer_of", "evaluate", "number_of", "realize", "settle"]
 
 
 def evaluate(tape: Tape) -> None:
@@ -81,3 +81,10 @@ def array_of(node: Node) -> Any:
     """The node's value as a NumPy array that shares its memory (read-only); computed now if need be."""
     buffer_of(node)
     return stored_array(node)
+
+
+def number_of(node: Node) -> Any:
+    """The value of a node of one element as a Python number; computed now if need be."""
+    if node.buffer is None:
+        buffer_of(node)
+    return stored_number(node)

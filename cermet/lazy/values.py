@@ -5,6 +5,7 @@ Knows nodes and buffers; must not know how values are computed.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from cermet.graph.node import Node
 from cermet.ops.leaf import data_call, scalar_call
 from cermet.runtime.buffer import Buffer
 
-__all__ = ["buffer_from_array", "held_mask", "set_value", "settle_clones", "stored_array"]
+__all__ = ["buffer_from_array", "held_mask", "set_value", "settle_clones", "stored_array", "stored_number"]
 
 _getrefcount = sys.getrefcount
 
@@ -73,3 +74,21 @@ def stored_array(node: Node) -> Any:
     if isinstance(value, Buffer):
         return value.view(m.dtype.numpy, m.shape)
     return np.asarray(value).astype(m.dtype.numpy)
+
+
+_READERS = {
+    "float32": ctypes.c_float, "float64": ctypes.c_double, "int64": ctypes.c_int64, "int32": ctypes.c_int32, "int16": ctypes.c_int16,
+    "int8": ctypes.c_int8, "uint8": ctypes.c_uint8, "bool": ctypes.c_bool,
+}  # fmt: skip
+
+
+def stored_number(node: Node) -> Any:
+    """The value of a node of one element that has one, as a Python number."""
+    value = node.buffer
+    dtype = node.meta.dtype
+    if type(value) is Buffer:
+        reader = _READERS.get(dtype.name)
+        if reader is not None:
+            return reader.from_address(value.ptr).value
+    # A run-time scalar still is the number that the user gave; a 16-bit float is one that ctypes does not know.
+    return stored_array(node).reshape(()).astype(np.float64 if dtype.kind == "f" else dtype.numpy).item()

@@ -47,12 +47,12 @@ class Adagrad(Stepper):
 
     def _update(self, group: dict[str, Any], params: list[Any]) -> None:
         lr = self._number(group["lr"])
-        made: dict[Any, tuple[Any, ...]] = {}
+        counts: dict[float, Any] = {}
+        alike: dict[Any, list[tuple[Any, ...]]] = {}
         for p in params:
             state = self._born(group, p)
-            t = advance(state)
-            numbers = made.get((t, p.dtype))
-            if numbers is None:
-                rate = lr / (1 + (t - 1) * group["lr_decay"])
-                numbers = made[t, p.dtype] = scalars(p, rate, group["eps"], group["weight_decay"])
-            self._apply(adagrad_step, (bool(group["maximize"]),), (p, state["sum"]), numbers)
+            alike.setdefault((advance(state, counts), p._node.meta.dtype), []).append((p, state["sum"]))
+        for (t, _), entries in alike.items():
+            rate = lr / (1 + (t - 1) * group["lr_decay"])
+            numbers = scalars(entries[0][0], rate, group["eps"], group["weight_decay"])
+            self._apply(adagrad_step, (bool(group["maximize"]),), entries, numbers)

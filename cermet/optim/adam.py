@@ -58,21 +58,20 @@ class Adam(Stepper):
         amsgrad, decoupled = bool(group["amsgrad"]), bool(group["decoupled_weight_decay"])
         attrs = (amsgrad, bool(group["maximize"]), decoupled)
         op = amsgrad_step if amsgrad else adam_step
-        made: dict[Any, tuple[Any, ...]] = {}
+        counts: dict[float, Any] = {}
+        alike: dict[Any, list[tuple[Any, ...]]] = {}
         for p in params:
             state = self.state[p]
             if not state:
                 state.update(step=counter(), exp_avg=filled(p, 0), exp_avg_sq=filled(p, 0))
                 if amsgrad:
                     state["max_exp_avg_sq"] = filled(p, 0)
-            key = (advance(state), p.dtype)
-            numbers = made.get(key)
-            if numbers is None:
-                numbers = made[key] = self._numbers(group, p, key[0])
             kept: tuple[Any, ...] = (p, state["exp_avg"], state["exp_avg_sq"])
             if amsgrad:
                 kept = (*kept, state["max_exp_avg_sq"])
-            self._apply(op, attrs, kept, numbers)
+            alike.setdefault((advance(state, counts), p._node.meta.dtype), []).append(kept)
+        for (step, _), entries in alike.items():
+            self._apply(op, attrs, entries, self._numbers(group, entries[0][0], step))
 
     def _numbers(self, group: dict[str, Any], p: Any, step: int) -> tuple[Any, ...]:
         """The run-time scalars of `adam_step` in step ``step``."""

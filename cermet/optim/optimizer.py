@@ -19,13 +19,14 @@ from typing import Any
 from cermet import dtypes as dt
 from cermet.devices import cpu
 from cermet.frontend.autograd import Mode
-from cermet.frontend.core import TensorBase, data_tensor, new_tensor, node_of, on_recorded, scalar_tensor, write
+from cermet.frontend.core import TensorBase, data_tensor, new_tensor, node_of, scalar_tensor, write
 from cermet.frontend.tensor import RemovableHandle
 from cermet.graph.node import Node, meta
 from cermet.lazy.evaluate import realize, settle
-from cermet.lazy.record import local, record, scalar_node, user_location
-from cermet.ops.define import OpDef, getitem
-from cermet.ops.leaf import item
+from cermet.lazy.record import local, scalar_node, user_location
+from cermet.ops.define import OpDef
+from cermet.ops.leaf import scalar_call
+from cermet.optim.recording import put, record_updates
 from cermet.runtime.buffer import Buffer
 
 __all__ = ["Optimizer", "register_optimizer_step_post_hook", "register_optimizer_step_pre_hook", "required"]
@@ -372,57 +373,39 @@ class Stepper(Optimizer):
         settle(SEPARATE)
         updated: list[Any] = []
         self._where = user_location()
-        with Mode(bool(self.defaults.get("differentiable"))):
+        tape = local.tape
+        before, tape.grad = tape.grad, bool(self.defaults.get("differentiable"))
+        try:
             for group in self.param_groups:
                 params = [p for p in group["params"] if p.grad is not None]
                 if params:
                     self._update(group, params)
                     updated += params
+        finally:
+            tape.grad = before
         # Only nodes of new values are named here: an old value that nothing holds gives its memory to the new one.
         realize([node_of(p) for p in updated])
         return loss
 
-    def _apply(self, op: OpDef, attrs: tuple[Any, ...], kept: tuple[Any, ...], numbers: tuple[Any, ...]) -> None:
-        """Record an update op of (parameter, gradient, states, numbers) and make its results the values of ``kept``: parameter
-        and states.
-
-        This is the hot path of a step: it records nodes as `frontend.core.apply` does, without tensors around values that nobody
-        sees.
-        """
-        p, *states = kept
-        if self.defaults.get("differentiable"):
-            # Gradients shall flow through the update: record what it is made of, which has gradients.
-            assert op.decompose is not None
-            out = op.decompose(p, p.grad, *states, *numbers, **dict(zip(op.attrs, attrs, strict=True)))
-            assign(kept, out if isinstance(out, tuple) else (out,))
+    def _apply(self, op: OpDef, attrs: tuple[Any, ...], entries: Sequence[tuple[Any, ...]], numbers: tuple[Any, ...]) -> None:
+        """Record an update op of (parameter, gradient, states, numbers) for each entry (parameter, states), and make its results the
+        values of parameter and states."""
+        if not self.defaults.get("differentiable"):
+            record_updates(op, attrs, entries, [t._node for t in numbers], self._where)
             return
-        inputs = (node_of(p), node_of(p.grad), *[node_of(t) for t in states], *[t._node for t in numbers])
-        metas = tuple([n.meta for n in inputs])
-        call = op.calls.get((attrs, metas)) or op.call_for(attrs, metas)
-        tape = local.tape
-        node = record(tape, call, inputs, self._where)
-        if call.outs is None:
-            _put(p, node)
-        else:
-            for i, t in enumerate(kept):
-                pick = item.calls.get((call, i)) or getitem(node, i).call
-                _put(t, record(tape, pick, (node,), self._where))
-        tape.nbytes += sum([t._node.meta.nbytes for t in kept])
-        on_recorded(tape, node)
+        # Gradients shall flow through the update: record what it is made of, which has gradients.
+        assert op.decompose is not None
+        named = dict(zip(op.attrs, attrs, strict=True))
+        for kept in entries:
+            p, *states = kept
+            out = op.decompose(p, p.grad, *states, *numbers, **named)
+            assign(kept, out if isinstance(out, tuple) else (out,))
 
     def _number(self, value: Any) -> Any:
         """An option that may be a tensor as a number (as it is, where gradients shall flow into it)."""
         if isinstance(value, TensorBase) and not self.defaults.get("differentiable"):
             return value.item()  # type: ignore[attr-defined]
         return value
-
-
-def _put(t: Any, node: Node) -> None:
-    """Make a node of its meta the new value of a tensor, under no_grad."""
-    if t._alias is None:
-        t._node = node
-    else:
-        write(t, new_tensor(node))
 
 
 def assign(targets: Sequence[Any], values: Sequence[Any]) -> None:
@@ -464,24 +447,35 @@ def set_number(state: dict[str, Any], name: str, value: float) -> None:
     t = state.get(name)
     if isinstance(t, TensorBase) and t._node.meta is _COUNTER:
         with Mode(False):
-            _put(t, scalar_node(value, dt.float32, cpu))
+            put(t, scalar_node(value, dt.float32, cpu))
     else:
         state[name] = counter(value)
 
 
-def advance(state: dict[str, Any]) -> int:
-    """Count one step; returns its number, the first being 1."""
-    t = int(number_of(state["step"])) + 1
-    set_number(state, "step", float(t))
-    return t
+def advance(state: dict[str, Any], made: dict[float, Node] | None = None) -> int:
+    """Count one step; returns its number, the first being 1. ``made``: counts by number, shared by the parameters of a group."""
+    t = state["step"]
+    if made is not None and isinstance(t, TensorBase) and t._alias is None:
+        node = t._node
+        if type(node.buffer) is float and node.meta is _COUNTER:
+            value = float(int(node.buffer) + 1)
+            new = made.get(value)
+            if new is None:
+                new = made[value] = scalar_node(value, dt.float32, cpu)
+            t._node = new
+            return int(value)
+    count = int(number_of(t)) + 1
+    set_number(state, "step", float(count))
+    return count
 
 
 def scalars(like: Any, *values: Any) -> tuple[Any, ...]:
     """Run-time scalars in the dtype that ``like`` is computed in; tensors of one element pass, cast."""
     m = node_of(like).meta
     d = m.dtype.compute
+    call = scalar_call(d, m.device)
     return tuple(
-        [_as_scalar(v, d, m.device) if isinstance(v, TensorBase) else scalar_tensor(float(v), d, m.device) for v in values]
+        [_as_scalar(v, d, m.device) if isinstance(v, TensorBase) else new_tensor(Node(call, (), float(v))) for v in values]
     )
 
 

@@ -49,10 +49,13 @@ class RMSprop(Stepper):
     def _update(self, group: dict[str, Any], params: list[Any]) -> None:
         lr, centered, momentum = self._number(group["lr"]), bool(group["centered"]), group["momentum"] > 0
         options = (group["alpha"], group["eps"], group["weight_decay"], group["momentum"])
+        op = rmsprop_steps.get((centered, momentum))
+        counts: dict[float, Any] = {}
         made: dict[Any, tuple[Any, ...]] = {}
+        alike: dict[Any, list[tuple[Any, ...]]] = {}
         for p in params:
             state = self._born(p, centered, momentum)
-            advance(state)
+            advance(state, counts)
             numbers = made.get(p.dtype)
             if numbers is None:
                 numbers = made[p.dtype] = scalars(p, lr, *options)
@@ -61,13 +64,14 @@ class RMSprop(Stepper):
                 kept.append(state["grad_avg"])
             if momentum:
                 kept.append(state["momentum_buffer"])
-            op = rmsprop_steps.get((centered, momentum))
             if op is None:
                 keep = scalars(p, 1 - rounded(group["alpha"], p))[0]
                 values = widened(p, gradient_of(p, group["maximize"]), *kept[1:])
                 assign(kept, _centered(*values, *numbers, keep, decays=group["weight_decay"] != 0))
             else:
-                self._apply(op, (centered, momentum, bool(group["maximize"])), tuple(kept), numbers)
+                alike.setdefault(p._node.meta.dtype, []).append(tuple(kept))
+        for dtype, entries in alike.items():
+            self._apply(op, (centered, momentum, bool(group["maximize"])), entries, made[dtype])
 
     def _born(self, p: Any, centered: bool, momentum: bool) -> dict[str, Any]:
         state = self.state[p]

@@ -43,18 +43,18 @@ class SGD(Stepper):
         lr, decay = self._number(group["lr"]), self._number(group["weight_decay"])
         mu, keep = group["momentum"], 1 - group["dampening"]
         attrs = (mu != 0, bool(group["nesterov"]), bool(group["maximize"]), False)
-        made: dict[Any, tuple[Any, ...]] = {}
+        alike: dict[Any, list[tuple[Any, ...]]] = {}
         for p in params:
-            state = self.state[p] if mu else {}
-            first = mu != 0 and state.get("momentum_buffer") is None
-            key = (p.dtype, first)
-            numbers = made.get(key)
-            if numbers is None:
-                # A first velocity of zero that takes in all of the gradient is the gradient, by the same program as later steps.
-                numbers = made[key] = scalars(p, lr, decay, mu, 1.0 if first else keep)
-            if first:
-                state["momentum_buffer"] = filled(p, 0)
+            first = False
+            kept: tuple[Any, ...] = (p,)
             if mu:
-                self._apply(sgd_momentum_step, attrs, (p, state["momentum_buffer"]), numbers)
-            else:
-                self._apply(sgd_step, attrs, (p,), numbers)
+                state = self.state[p]
+                first = state.get("momentum_buffer") is None
+                if first:
+                    state["momentum_buffer"] = filled(p, 0)
+                kept = (p, state["momentum_buffer"])
+            alike.setdefault((p._node.meta.dtype, first), []).append(kept)
+        op = sgd_momentum_step if mu else sgd_step
+        for (_, first), entries in alike.items():
+            # A first velocity of zero that takes in all of the gradient is the gradient, by the same program as later steps.
+            self._apply(op, attrs, entries, scalars(entries[0][0], lr, decay, mu, 1.0 if first else keep))

@@ -10,10 +10,15 @@ from __future__ import annotations
 from cermet.runtime import buffer
 from cermet.runtime.buffer import Buffer
 
-__all__ = ["check_in", "check_out", "idle_bytes"]
+__all__ = ["SMALL", "check_in", "check_out", "idle_bytes", "small"]
 
 _IDLE = 4  # workspaces kept without a run; more are in use only while more threads run programs at the same time
 _WINDOW = 512  # check-ins after which the largest need is taken anew
+
+SMALL = 1 << 16  # bytes of a workspace that is good for any small program
+#: Idle workspaces of that size, one for each thread that has run small programs at the same time as others. `Program.run` takes the last
+#: and puts it back by itself: for a program of a microsecond a call and its accounts would be a burden.
+small: list[Buffer] = []
 
 # Taken and put back at the end: the last one used is the warmest. pop() and append() are atomic.
 _idle: list[Buffer] = []
@@ -65,7 +70,8 @@ def check_in(workspace: Buffer) -> None:
 
 def idle_bytes() -> int:
     """Bytes of the workspaces that no run is using. They count as live in ``buffer.memory_stats``."""
-    return sum(w.nbytes for w in list(_idle))
+    return sum(w.nbytes for w in [*_idle, *small])
 
 
 buffer.on_empty_cache(_idle.clear)
+buffer.on_empty_cache(small.clear)

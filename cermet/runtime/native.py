@@ -11,7 +11,7 @@ import os
 import threading
 from typing import Any, NamedTuple
 
-from cermet.runtime import object_cache, walker
+from cermet.runtime import entry, object_cache, walker
 
 __all__ = ["Native", "native"]
 
@@ -20,7 +20,7 @@ class Native(NamedTuple):
     """The compiled functions, callable from Python; each call releases the interpreter's lock.
 
     Attributes:
-        run: ``run(table, values, work, pool, timings)``.
+        run: ``run(table, values, work, pool, timings)``: addresses, and bytes for ``values``; 0 for no pool and for no timings.
         pool_start: ``pool_start(pool, count) -> started``.
         pool_stop: ``pool_stop(pool)``.
         counters: runs, launches, launches shared with workers, runs that found the pool taken.
@@ -64,7 +64,10 @@ def _compile() -> Native:
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         machine = llvm.Target.from_default_triple().create_target_machine(opt=2, jit=True)
-        text = walker.source()
+        interpreter = entry.symbols()
+        for name, where in (interpreter or {}).items():
+            llvm.add_symbol(name, where)
+        text = walker.source() + (entry.source() if interpreter else "")
         key = "\n".join((text, machine.triple, ".".join(map(str, llvm.llvm_version_info)), "generic opt=2"))
         code = object_cache.load(key)
         if code is None:
@@ -77,7 +80,9 @@ def _compile() -> Native:
         pointer = ctypes.c_void_p
         run_address = address("cermet_run")
         _native = Native(
-            run=ctypes.CFUNCTYPE(None, pointer, ctypes.c_char_p, pointer, pointer, pointer)(run_address),
+            run=entry.builtin(address("cermet_call"))
+            if interpreter
+            else ctypes.CFUNCTYPE(None, pointer, ctypes.c_char_p, pointer, pointer, pointer)(run_address),
             pool_start=ctypes.CFUNCTYPE(ctypes.c_int64, pointer, ctypes.c_int64)(address("cermet_pool_start")),
             pool_stop=ctypes.CFUNCTYPE(None, pointer)(address("cermet_pool_stop")),
             counters=(ctypes.c_int64 * 4).from_address(engine.get_global_value_address("cermet_counters")),

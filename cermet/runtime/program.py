@@ -18,6 +18,7 @@ from typing import Any
 
 from cermet import config
 from cermet.runtime import arena, native, threads
+from cermet.runtime.buffer import Buffer
 
 __all__ = ["Counters", "Gate", "Int", "Launch", "Pointer", "Program", "ScalarArg", "counters", "pack_scalar"]
 
@@ -228,20 +229,28 @@ class Program:
             values = self._pack(*bases, *scalars)
         except (struct.error, OverflowError, TypeError):
             values = self._pack_carefully(bases, scalars)
-        functions = native._native or native.native()
+        walk = (native._native or native.native()).run
         pool = threads.current(config.num_threads) if self._parallel else None
         if pool is None:
-            pool_ptr, size = None, self._run_bytes + self._scratch
+            pool_ptr, size = 0, self._run_bytes + self._scratch
         else:
             pool_ptr, size = pool.ptr, self._run_bytes + self._scratch * pool.threads
+        if size <= arena.SMALL and timings is None:
+            try:
+                workspace = arena.small.pop()
+            except IndexError:
+                workspace = Buffer(arena.SMALL)
+            walk(self._table_ptr, values, workspace.ptr, pool_ptr, 0)
+            arena.small.append(workspace)
+            return
         workspace = arena.check_out(size)
         if timings is None:
-            functions.run(self._table_ptr, values, workspace.ptr, pool_ptr, None)
+            walk(self._table_ptr, values, workspace.ptr, pool_ptr, 0)
         else:
-            self._run_timed(functions.run, values, workspace.ptr, pool_ptr, timings)
+            self._run_timed(walk, values, workspace.ptr, pool_ptr, timings)
         arena.check_in(workspace)
 
-    def _run_timed(self, run: Any, values: bytes, workspace: int, pool_ptr: int | None, timings: Any) -> None:
+    def _run_timed(self, run: Any, values: bytes, workspace: int, pool_ptr: int, timings: Any) -> None:
         count = self._table[0]
         view = memoryview(timings).cast("B")
         if view.readonly or view.nbytes < 8 * len(self.launches):

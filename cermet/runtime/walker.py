@@ -9,7 +9,7 @@ Three functions come out of it:
 How work is shared out
     One 64-bit word of the pool, ``work``, holds a generation in its upper half and the number of chunks nobody has claimed
     in its lower half. The caller writes a launch into the pool and then this word; everyone, the caller included, claims
-    chunks by compare-and-swap until none is left, and adds what it finished to ``done``, for which the caller waits. No worker is
+    chunks by compare-and-swap (several at once while many are left) until none is left, and adds what it finished to ``done``, for which the caller waits. No worker is
     ever waited for unless it has claimed something: one that sleeps, or whose core is busy elsewhere, costs nothing, and stopping
     the pool in the middle of a run is harmless. Since a claimed chunk holds the launch back, its description cannot change
     under whoever claimed it.
@@ -110,6 +110,9 @@ entry:
   %scratch.at = getelementptr i8, ptr %pool, i64 $SCRATCH
   %stride.at = getelementptr i8, ptr %pool, i64 $STRIDE
   %done.at = getelementptr i8, ptr %pool, i64 $DONE
+  %threads.at = getelementptr i8, ptr %pool, i64 $THREADS
+  %threads = load i64, ptr %threads.at
+  %parts = mul i64 %threads, 4
   %first = load atomic i64, ptr %work.at acquire, align 8
   br label %look
 look:
@@ -119,7 +122,11 @@ look:
   %none = icmp eq i64 %left, 0
   br i1 %none, label %finish, label %claim
 claim:
-  %minus = sub i64 %word, 1
+  ; A quarter of this thread's part of what is left: many at first, single ones in the end, so that all finish together.
+  %quarter = udiv i64 %left, %parts
+  %few = icmp eq i64 %quarter, 0
+  %take = select i1 %few, i64 1, i64 %quarter
+  %minus = sub i64 %word, %take
   %pair = cmpxchg ptr %work.at, i64 %word, i64 %minus acq_rel acquire
   %seen = extractvalue { i64, i1 } %pair, 0
   %won = extractvalue { i64, i1 } %pair, 1
@@ -134,13 +141,14 @@ run:
   %stride = load i64, ptr %stride.at
   %index = sub i64 %chunks, %left
   %begin = mul i64 %index, %chunk
-  %full = add i64 %begin, %chunk
+  %size = mul i64 %take, %chunk
+  %full = add i64 %begin, %size
   %last = icmp slt i64 %blocks, %full
   %end = select i1 %last, i64 %blocks, i64 %full
   %mine.offset = mul i64 %stride, %me
   %mine = getelementptr i8, ptr %scratch, i64 %mine.offset
   call void %kernel(ptr %args, i64 %begin, i64 %end, ptr %mine)
-  %more = add i64 %count, 1
+  %more = add i64 %count, %take
   %again = load atomic i64, ptr %work.at acquire, align 8
   br label %look
 finish:
@@ -438,7 +446,6 @@ begin:
   %room = phi i64 [ 1, %entry ], [ %threads.pool, %acquire ], [ %threads.pool, %hint ]
   %shared = phi i1 [ false, %entry ], [ false, %acquire ], [ true, %hint ]
   %clock = phi i64 [ 0, %entry ], [ 0, %acquire ], [ %begun, %hint ]
-  %parts = mul i64 %room, 4
   %scratch.bytes = mul i64 %room, %stride
   %arena = getelementptr i8, ptr %scratch, i64 %scratch.bytes
   %arena.int = ptrtoint ptr %arena to i64
@@ -508,12 +515,11 @@ direct:
   call void %kernel(ptr %work, i64 0, i64 %blocks, ptr %scratch)
   br label %ran
 share:
-  ; Four chunks a thread even out what they cost; never less than the grain, below which sharing does not pay.
-  %up = add i64 %blocks, %parts
-  %up1 = sub i64 %up, 1
-  %even = udiv i64 %up1, %parts
-  %coarse = icmp sgt i64 %grain, %even
-  %chunk = select i1 %coarse, i64 %grain, i64 %even
+  ; Never less than the grain, below which sharing does not pay; and a number of chunks that half a word holds.
+  %fine = lshr i64 %blocks, 20
+  %fine1 = add i64 %fine, 1
+  %coarse = icmp sgt i64 %grain, %fine1
+  %chunk = select i1 %coarse, i64 %grain, i64 %fine1
   call void @share(ptr %pool, ptr %kernel, ptr %work, i64 %blocks, i64 %chunk, ptr %scratch, i64 %stride)
   br label %ran
 ran:

@@ -242,7 +242,8 @@ def _folded(s: ContractionSpec) -> tuple[ContractionSpec, int]:
 def _general(p: _Problem, b: Blocking) -> Plan:
     """Blocks of register tiles; B packed first where several blocks use it; partial sums joined last."""
     s, tile, size = p.spec, b.tile, p.acc.itemsize
-    m_blocks, k_parts = -(-s.m // b.mc), max(1, -(-s.k // b.k_part))
+    m_panels, k_parts = -(-s.m // tile.mr), max(1, -(-s.k // b.k_part))
+    m_blocks = -(-s.m // b.mc)
     temps: list[int] = []
     launches: list[KernelLaunch] = []
     packs = b.read_b == "temp" and s.k > 0
@@ -264,7 +265,7 @@ def _general(p: _Problem, b: Blocking) -> Plan:
     space_a, space_b, space_c, stage = _scratch(b, direct, s.k, size)
     values: dict[str, Arg] = {
         "a": p.a, "b": Temp(0) if packs else p.b, "c": c_arg, "m": s.m, "k": s.k,
-        "mc": b.mc, "nc": b.nc, "kc": b.kc, "m_blocks": m_blocks, "k_part": b.k_part, "k_parts": k_parts,
+        "kc": b.kc, "m_panels": m_panels, "m_blocks": m_blocks, "ahead": -(-tile.nr * m_blocks // m_panels), "k_part": b.k_part, "k_parts": k_parts,
         "c_part": p.count * s.m * s.n, "b_space": space_a, "c_space": space_a + space_b, "stage_step": stage,
         "a_m": s.strides_a[-2], "a_k": s.strides_a[-1], "b_k": s.strides_b[-2], "b_n": s.strides_b[-1],
         "c_m": strides_out[-2], "c_n": strides_out[-1],
@@ -279,7 +280,7 @@ def _general(p: _Problem, b: Blocking) -> Plan:
         launches.append(
             p.launch(
                 "gemm", lambda: gemm_module(p.target, variant), variant.key, (*GEMM_PARAMS, *out.params),
-                {**values, "j_first": j, "n": j + n, "n_blocks": n_blocks, "b_panels": -(-n // tile.nr)},
+                {**values, "j_first": j, "n": j + n, "n_blocks": n_blocks, "n_panels": -(-n // tile.nr)},
                 blocks=p.count * m_blocks * n_blocks * k_parts, scratch=space_a + space_b + space_c,
                 grain=max(1, _GRAIN_FLOPS // max(work, 1)), flops=2 * p.count * s.m * n * s.k,
             )

@@ -1,12 +1,12 @@
 """The matrix product's kernel: the loops around the register tile.
 
-    for each block (batch, part of k, columns nc, rows mc):        the parallel index
+    for each block (batch, part of k, columns, rows):              the parallel index
         for kb in steps of kc:
             pack A[mc, kc] into scratch                            unless A is read in place
             for each panel of nr columns:
                 pack B[kc, nr] into scratch                        unless B is packed already, or read in place
                 for each panel of mr rows:
-                    tile
+                    tile                                           and ask for a part of the next panel of B
 
 after Goto and van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), with what to pack decided by shape.
 All sizes and strides are parameters; `Variant` holds what is compiled in.
@@ -40,8 +40,8 @@ __all__ = ["GEMM_PARAMS", "Variant", "gemm_module"]
 GEMM_PARAMS = (
     "a", "b", "c", "m", "n", "k", "a_m", "a_k", "b_k", "b_n", "c_m", "c_n",
     *BATCH_SIZES, *batch_strides("a"), *batch_strides("b"), *batch_strides("c"),
-    "mc", "nc", "kc", "m_blocks", "n_blocks", "k_part", "k_parts", "c_part",
-    "b_space", "c_space", "stage_step", "b_panels", "j_first",
+    "kc", "m_blocks", "n_blocks", "k_part", "k_parts", "c_part",
+    "b_space", "c_space", "stage_step", "m_panels", "n_panels", "j_first", "ahead",
 )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ class _Gemm:
         self.acc, self.element = acc, acc_type(acc)
         packed_a = v.read_a == "packed"
         mode = "panel" if packed_a else "k" if v.unit_a == "k" else "any"
-        self.tile = tile_function(self.module, target, v.tile, acc, acc, mode)
+        self.tile = tile_function(self.module, target, v.tile, acc, acc, mode, ahead=v.read_b == "temp")
         self.pack_a = pack_function(self.module, target, v.a, v.tile.mr, v.unit_a, "pack_a") if packed_a else None
         self.pack_b = None if v.read_b == "temp" else pack_function(self.module, target, v.b, v.tile.nr, v.unit_b, "pack_b")
         self.finish = Finish(self.module, target, v.out, v.tile.lanes)
@@ -110,11 +110,12 @@ class _Gemm:
     def build(self) -> ir.Module:
         em = self.em = KernelEmit(self.module, "gemm", (*GEMM_PARAMS, *self.v.out.params), self.target)
         self.finish.prepare(em)
-        self.m, self.n, self.k, self.mc, self.nc, self.kc = (em.slot(p) for p in ("m", "n", "k", "mc", "nc", "kc"))
+        self.m, self.n, self.k, self.kc = (em.slot(p) for p in ("m", "n", "k", "kc"))
         self.a_m, self.a_k, self.b_k, self.b_n, self.c_m, self.c_n = (
             em.slot(p) for p in ("a_m", "a_k", "b_k", "b_n", "c_m", "c_n")
         )
-        self.stage_step, self.b_panels = em.slot("stage_step"), em.slot("b_panels")
+        self.stage_step, self.n_panels = em.slot("stage_step"), em.slot("n_panels")
+        self.ahead = em.slot("ahead") if self.v.read_b == "temp" else None
         self.pa, self.pb, self.pc = (em.slot(p, PTR) for p in "abc")
         self.scratch_a = em.scratch
         self.scratch_b = em.at(em.scratch, em.slot("b_space"), ir.IntType(8))
@@ -127,25 +128,25 @@ class _Gemm:
     def _block(self, block: Value) -> None:
         """Take the block's index apart and find where its operands begin."""
         em, v = self.em, self.v
+        j_first = em.slot("j_first")
         if v.whole:
-            batch, part, jn, i0 = block, 0, 0, 0
+            batch, part, j_here, i0 = block, 0, 0, 0
+            self.rows, self.cols = self.m, self.n
         else:
             rest, im = em.divmod(block, em.slot("m_blocks"))
             rest, jn = em.divmod(rest, em.slot("n_blocks"))
             batch, part = em.divmod(rest, em.slot("k_parts"))
-            i0 = em.mul(im, self.mc)
-        j_here = em.mul(jn, self.nc)
-        j0 = em.add(em.slot("j_first"), j_here)
+            i0, self.rows = self._span(im, "m", v.tile.mr, self.m)
+            j_here, self.cols = self._span(jn, "n", v.tile.nr, em.sub(self.n, j_first))
+        j0 = em.add(j_first, j_here)
         k_part = em.slot("k_part")
         k0 = em.mul(part, k_part)
         k_here = em.min(k_part, em.sub(self.k, k0))
         self.origin = (batch, i0, j0)
-        self.rows = em.min(self.mc, em.sub(self.m, i0))
-        self.cols = em.min(self.nc, em.sub(self.n, j0))
         a_offset = em.add(em.mul(i0, self.a_m), em.mul(k0, self.a_k))
         self.a0 = em.at(self.pa, em.add(batch_offset(em, "a", batch, v.dims), a_offset), memory_type(v.a))
         if v.read_b == "temp":
-            panel = em.add(em.mul(batch, self.b_panels), em.div(j_here, v.tile.nr))
+            panel = em.add(em.mul(batch, self.n_panels), em.div(j_here, v.tile.nr))
             self.b0 = em.at(self.pb, em.mul(em.add(em.mul(panel, self.k), k0), v.tile.nr), self.element)
         else:
             b_offset = em.add(em.mul(j0, self.b_n), em.mul(k0, self.b_k))
@@ -155,6 +156,15 @@ class _Gemm:
         # At least one turn, so that an empty sum still writes its zeros.
         with em.loop(0, em.x.smax(k_here, em.index(1)), self.kc) as kb:
             self._k_block(kb, em.min(self.kc, em.sub(k_here, kb)), em.cmp("sge", em.add(kb, self.kc), k_here))
+
+    def _span(self, number: Value, dim: str, step: int, size: Index) -> tuple[Index, Index]:
+        """First element and length of block ``number`` along ``dim``: panels are dealt out as evenly as they come."""
+        em = self.em
+        panels, blocks = em.slot(f"{dim}_panels"), em.slot(f"{dim}_blocks")
+        first = em.div(em.mul(number, panels), blocks)
+        behind = em.div(em.mul(em.add(number, 1), panels), blocks)
+        start = em.mul(first, step)
+        return start, em.sub(em.min(em.mul(behind, step), size), start)
 
     def _k_block(self, kb: Value, k: Value, last: Value) -> None:
         em, v = self.em, self.v
@@ -171,7 +181,7 @@ class _Gemm:
                     args_a: list[Index] = [em.at(self.scratch_a, em.mul(i, self.kc), self.element), rows, 0, 0]
                 else:
                     args_a = [em.at(a, em.mul(i, self.a_m), memory_type(v.a)), rows, self.a_m, self.a_k]
-                self._tile(i, j, rows, cols, [*args_a, b, ldb, k], first, last)
+                self._tile(i, j, rows, cols, [*args_a, b, ldb, k, *self._next(b, k, i)], first, last)
 
     def _pack_a(self, a: Value, k: Value) -> None:
         em, v, mr = self.em, self.v, self.v.tile.mr
@@ -209,6 +219,15 @@ class _Gemm:
         with em.when(em.x.not_(whole)):
             pack()
         return em.x.select(whole, source, self.scratch_b), em.select(whole, self.b_k, nr)
+
+    def _next(self, b: Value, k: Value, i: Value) -> list[Index]:
+        """Where the tile asks for what comes after this panel of B: each tile of the panel for its part."""
+        em, tile = self.em, self.v.tile
+        if self.ahead is None:
+            return []
+        # The next panel of the same products lies a panel of all products further on.
+        after = em.at(b, em.mul(self.k, tile.nr), self.element)
+        return [em.at(after, em.mul(em.div(i, tile.mr), em.mul(self.ahead, k)), self.element), self.ahead]
 
     def _tile(self, i: Value, j: Value, rows: Value, cols: Value, operands: list[Index], first: Value, last: Value) -> None:
         em, v = self.em, self.v

@@ -186,9 +186,9 @@ class Emit:
         raw = narrow(self.x, value, dtype)
         self.x.call(f"llvm.masked.store.{_mangle(raw.type)}.p0", VOID, (raw, ptr, mask))
 
-    def prefetch(self, ptr: Value) -> None:
-        """Ask for the cache line of an address that will be written."""
-        self.x.call("llvm.prefetch.p0", VOID, (ptr, constant(I32, 1), constant(I32, 3), constant(I32, 1)))
+    def prefetch(self, ptr: Value, write: bool = True, near: int = 3) -> None:
+        """Ask for the cache line of an address that will be written (or read), into L1 (``near`` 3) or L2 (2)."""
+        self.x.call("llvm.prefetch.p0", VOID, (ptr, constant(I32, int(write)), constant(I32, near), constant(I32, 1)))
 
     def lane_mask(self, lanes: int, count: Index) -> Value:
         """``<lanes x i1>``: lane number < count."""

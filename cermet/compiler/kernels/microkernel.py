@@ -102,8 +102,8 @@ def tile_fma(
 
 
 def tile_function(
-    module: ir.Module, target: Any, tile: Tile, dtype_a: DType, dtype_b: DType, mode_a: str, name: str = "tile"
-) -> ir.Function:
+    module: ir.Module, target: Any, tile: Tile, dtype_a: DType, dtype_b: DType, mode_a: str, name: str = "tile", ahead: bool = False,
+) -> ir.Function:  # fmt: skip
     """``tile(a, rows, sm, sk, b, ldb, k, c, ldc, first)``: C tile = A·B where ``first``, else C tile += A·B.
 
     C is of the accumulator dtype, ``ldc`` elements from row to row, with unit stride along a row; B likewise with ``ldb``.
@@ -112,9 +112,13 @@ def tile_function(
         mode_a: how A lies: ``"panel"`` (packed, ``mr`` interleaved; rows, sm, sk are not looked at), ``"k"`` (rows of unit
             stride) or ``"any"``. Where it is not packed, rows from ``rows`` on read the last one instead, so that a tile at
             the edge reads nothing foreign.
+        ahead: two more arguments after ``k``: an address of accumulators, and how many of them for each product to fetch into L2 on the
+            way. What is used next comes from L3 or memory, and its first use is too short to wait for it.
     """
-    em = Emit(module, name, [PTR, I64, I64, I64, PTR, I64, I64, PTR, I64, ir.IntType(1)], target, internal=True)
-    a, rows, sm, sk, b, ldb, k, c, ldc, first = em.args
+    more = [PTR, I64] if ahead else []
+    em = Emit(module, name, [PTR, I64, I64, I64, PTR, I64, I64, *more, PTR, I64, ir.IntType(1)], target, internal=True)
+    a, rows, sm, sk, b, ldb, k, *rest = em.args
+    *soon, c, ldc, first = rest
 
     def load_b(at: Sequence[Value], j: int, step: int) -> Value:
         row = em.at(at[1], em.mul(ldb, step), memory_type(dtype_b))
@@ -136,12 +140,16 @@ def tile_function(
             return em.load(em.at(moved, offsets[i], memory_type(dtype_a)), dtype_a)
 
     def advance(at: Sequence[Value], steps: int) -> Sequence[Value]:
-        return [em.at(at[0], em.mul(step_a, steps), memory_type(dtype_a)), em.at(at[1], em.mul(ldb, steps), memory_type(dtype_b))]
+        moved = [em.at(at[0], em.mul(step_a, steps), memory_type(dtype_a)), em.at(at[1], em.mul(ldb, steps), memory_type(dtype_b))]
+        if ahead:
+            em.prefetch(at[2], write=False, near=2)
+            moved.append(em.at(at[2], em.mul(soon[1], steps), acc_type(tile.acc)))
+        return moved
 
     for i in range(tile.mr):
         # C is touched once for every kc products: it has left the near caches by then.
         em.prefetch(em.at(c, em.mul(ldc, i), acc_type(tile.acc)))
-    accs = tile_fma(em, tile, k, [a, b], load_a, load_b, advance)
+    accs = tile_fma(em, tile, k, [a, b, *soon[:1]], load_a, load_b, advance)
     _store_tile(em, tile, accs, c, ldc, first)
     return em.done()
 

@@ -96,7 +96,7 @@ def atoms_of(offsets: Iterable[Idx]) -> Iterable[Idx]:
                 yield v.inner
 
 
-def ordered(dims: Sequence[Dim], offsets: Sequence[Idx], weights: Sequence[int]) -> list[Dim]:
+def ordered(dims: Sequence[Dim], offsets: Sequence[Idx], weights: Sequence[float]) -> list[Dim]:
     """The dims from outermost to innermost: by descending stride, accesses of greater weight first in the comparison."""
     ranked = [offsets[k] for k in sorted(range(len(offsets)), key=lambda k: -weights[k])]
 

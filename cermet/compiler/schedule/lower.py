@@ -19,7 +19,7 @@ from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, R
 from cermet.compiler.schedule.cost import cost_of
 from cermet.compiler.schedule.domain import Axes, Class, atoms_of, coefficient, merge, ordered, rigid_dims
 from cermet.compiler.schedule.fuse import Group
-from cermet.compiler.schedule.index import Idx, NeedSplit, delinearize, linearize
+from cermet.compiler.schedule.index import Dim, Idx, NeedSplit, delinearize, linearize
 from cermet.compiler.schedule.tree import Tree, Trees
 from cermet.compiler.schedule.writer import Binding, Env, Writer, rounded
 from cermet.graph.node import Node
@@ -147,10 +147,11 @@ class _Lowering:
     # -- which loops -------------------------------------------------------------------------------------------------
 
     def _choose_loops(self) -> None:
-        loads = list(self.trees.loads())
-        offsets = [t.offset for t in loads] + [r[2] for r in self.roots]
-        weights = [t.node.meta.dtype.itemsize for t in loads]
-        weights += [n.meta.dtype.itemsize * (1 if outer else 4) for n, _, _, outer in self.roots]
+        # The same access under several reshapes is one; one that stays where it is while a loop runs counts for as much less.
+        loads = {(t.node, t.offset): t.node.meta.dtype.itemsize for t in self.trees.loads()}
+        offsets = [x for _, x in loads] + [r[2] for r in self.roots]
+        weights = [self._share(x) * size for (_, x), size in loads.items()]
+        weights += [self._share(x) * n.meta.dtype.itemsize * 4 for n, _, x, _ in self.roots]
         rigid = rigid_dims([*self.trees.rigid(), *atoms_of(offsets)])
         every = [d for row in self.axes.dims for d in row]
         order = ordered(every, offsets, weights)
@@ -159,11 +160,17 @@ class _Lowering:
         self.form = self._choose_form(offsets, weights)
         self.class_of = {d: c for c in (*self.outer_classes, *self.inner_classes) for d in c.dims}
 
-    def _unit_weight(self, c: Class, offsets: Sequence[Idx], weights: Sequence[int]) -> int:
+    def _share(self, x: Idx) -> float:
+        """How many of the domain's elements have an element of their own at this offset."""
+        if any(type(v) is not Dim for v, _ in x.terms):
+            return 1.0
+        return math.prod([v.extent for v, _ in x.terms]) / math.prod([d.extent for row in self.axes.dims for d in row])
+
+    def _unit_weight(self, c: Class, offsets: Sequence[Idx], weights: Sequence[float]) -> float:
         return sum([w for x, w in zip(offsets, weights, strict=True) if abs(coefficient(x, c.inner)) == 1])
 
-    def _choose_form(self, offsets: Sequence[Idx], weights: Sequence[int]) -> str:
-        def best(classes: list[Class]) -> int:
+    def _choose_form(self, offsets: Sequence[Idx], weights: Sequence[float]) -> str:
+        def best(classes: list[Class]) -> float:
             if not classes:
                 return -1
             scores = [self._unit_weight(c, offsets, weights) for c in classes]
@@ -181,7 +188,7 @@ class _Lowering:
             return "columns"
         return "rows"
 
-    def _across(self, offsets: Sequence[Idx], weights: Sequence[int]) -> bool:
+    def _across(self, offsets: Sequence[Idx], weights: Sequence[float]) -> bool:
         """Whether memory runs along another loop than the lanes for some access, as in a transpose; then that loop is made the next one."""
         if not self.outer_classes or self.outer_classes[-1].extent < 8:
             return False
@@ -289,11 +296,13 @@ class _Lowering:
             count = -(-rows // per)
             r, size = Var("r"), w.integer(per)
             loop = For(v, w.integer(width), [], "vector")
-            row_loop = For(r, self._rest(w, rows, size, p.expr, count), [loop], "serial")
+            row_loop = For(r, self._rest(w, rows, size, p.expr, count), [], "serial")
             row = p.expr * size + r.expr if count > 1 else r.expr
-            env = Env({inner: v.expr, **self._rows_of(w, outer, row)}, loop.body)
+            env = Env({inner: v.expr}, loop.body, Env(self._rows_of(w, outer, row), row_loop.body))
             body.append(row_loop)
         self._store_all(w, env)
+        if rows != 1:
+            row_loop.body.append(loop)
         return self._finish(w, p, count, body, min(rows * width, BLOCK), "map")
 
     def _tiles(self) -> LoopCall:

@@ -13,7 +13,7 @@ from cermet.compiler.loops import ir
 from cermet.compiler.loops.build import builder
 from cermet.compiler.loops.ir import Expr, Param, Register
 from cermet.compiler.schedule.domain import Class
-from cermet.compiler.schedule.index import Atom, Dim, Idx
+from cermet.compiler.schedule.index import ZERO, Atom, Dim, Idx
 from cermet.compiler.schedule.movement import Condition
 from cermet.compiler.schedule.tree import Dynamic, Tree
 from cermet.graph.node import Node
@@ -26,12 +26,16 @@ Binding = tuple[str, Any]
 
 
 class Env:
-    """Where expressions are written: the value of each loop class, the statements so far, what has been written already."""
+    """Where expressions are written: the value of each loop class, the statements so far, what has been written already.
+
+    ``parent`` is that of the enclosing loop; what is written to its body later still comes before this loop.
+    """
 
     def __init__(self, values: dict[Class, Expr], body: list[Any], parent: Env | None = None) -> None:
         self.values: dict[Class, Expr] = values if parent is None else {**parent.values, **values}
         self.body = body
         self.memo: dict[int, Expr] = {}
+        self.parent = parent
 
 
 class Writer:
@@ -102,6 +106,7 @@ class Writer:
 
     def _dynamic(self, v: Dynamic, env: Env) -> Expr:
         """A computed index: negative ones count from the end; a bad one is noted and replaced by 0."""
+        env = self._home(v, env)
         known = env.memo.get(id(v))
         if known is None:
             raw = self.write(v.tree, env)
@@ -113,6 +118,13 @@ class Writer:
             env.body.append(ir.Reduce(self.bad, "or", outside))
             known = env.memo[id(v)] = builder.select(outside, ir.const(0), wrapped)
         return known
+
+    def _home(self, v: Dynamic, env: Env) -> Env:
+        """The outermost loop in which a computed index is known: it is read and checked there, once for all that lies inside."""
+        needed = {self.class_of[d] for d in _dims(v.tree)}
+        while env.parent is not None and needed <= env.parent.values.keys():
+            env = env.parent
+        return env
 
     def holds(self, conditions: tuple[Condition, ...], env: Env) -> Expr | None:
         """The conjunction of conditions; None where nothing needs to be tested."""
@@ -173,6 +185,27 @@ class Writer:
             return args[0]
         value = op.lower(builder, *args, **op.named(node.call))
         return rounded(value, node.meta.dtype, op.ulp == 0)
+
+
+def _dims(tree: Tree) -> set[Dim]:
+    """The loop dims that a tree's value depends on."""
+    out: set[Dim] = set()
+    trees, indices = [tree], [ZERO]
+    while trees or indices:
+        if trees:
+            t = trees.pop()
+            trees.extend(t.args)
+            indices.append(t.offset)
+            indices.extend([c.value for c in t.conditions])
+            continue
+        for v, _ in indices.pop().terms:
+            if isinstance(v, Atom):
+                indices.append(v.inner)
+            elif isinstance(v, Dynamic):
+                trees.append(v.tree)
+            else:
+                out.add(v)
+    return out
 
 
 def rounded(value: Expr, dtype: dt.DType, exact: bool) -> Expr:

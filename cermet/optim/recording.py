@@ -1,0 +1,70 @@
+"""How a step of an optimizer is recorded: the updates of all parameters of a group in one go.
+
+Recording an update means nodes for it and for each of its results; that is done here in one loop, without tensors around values that nobody
+sees, without walking the stack for each, and with what depends on an update's call alone (the calls that pick its results) kept with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cermet.frontend.core import new_tensor, node_of, on_recorded, write
+from cermet.graph.node import Call, Node
+from cermet.lazy.record import local, record
+from cermet.ops.define import OpDef, getitem
+
+__all__ = ["record_updates"]
+
+_picks: dict[Call, tuple[Call, ...]] = {}  # an update's call -> the calls that pick its results
+
+
+def record_updates(
+    op: OpDef, attrs: tuple[Any, ...], entries: Sequence[tuple[Any, ...]], numbers: Sequence[Node], where: Any
+) -> None:
+    """Record ``op`` on (parameter, gradient, states, numbers) for each entry (parameter, states), and make its results the values of the
+    entry's tensors. Every parameter has a gradient.
+
+    Args:
+        numbers: run-time scalars that all entries share. where: the user's line.
+    """
+    tape = local.tape
+    calls, tail = op.calls, tuple(numbers)
+    tail_metas = tuple([n.meta for n in tail])
+    node = None
+    for kept in entries:
+        p = kept[0]
+        nodes = [t._node if t._alias is None else node_of(t) for t in kept]
+        g = p.grad
+        nodes.insert(1, g._node if g._alias is None else node_of(g))
+        metas = (*[n.meta for n in nodes], *tail_metas)
+        call = calls.get((attrs, metas)) or op.call_for(attrs, metas)
+        node = record(tape, call, (*nodes, *tail), where)
+        outs = call.outs
+        if outs is None:
+            put(p, node)
+            tape.nbytes += call.meta.nbytes
+            continue
+        picks = _picks.get(call)
+        if picks is None:
+            if len(_picks) > 20_000:  # as many as `OpDef.call_for` keeps
+                _picks.clear()
+            picks = _picks[call] = tuple([getitem(node, i).call for i in range(len(outs))])
+        made = (node,)
+        for t, pick in zip(kept, picks, strict=True):
+            result = record(tape, pick, made, where)
+            if t._alias is None:
+                t._node = result
+            else:
+                put(t, result)
+            tape.nbytes += pick.meta.nbytes
+    if node is not None:
+        on_recorded(tape, node)
+
+
+def put(t: Any, node: Node) -> None:
+    """Make a node of its meta the new value of a tensor, under no_grad."""
+    if t._alias is None:
+        t._node = node
+    else:
+        write(t, new_tensor(node))
