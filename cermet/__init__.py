@@ -28,6 +28,14 @@ from cermet.dtypes import (
 from cermet.frontend import interop as _interop
 from cermet.frontend.attach import attach as _attach
 from cermet.frontend.attach import functions as _functions
+from cermet.frontend.autocast import (
+    autocast,
+    get_autocast_dtype,
+    is_autocast_available,
+    is_autocast_enabled,
+    set_autocast_dtype,
+    set_autocast_enabled,
+)
 from cermet.frontend.autograd import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
 from cermet.frontend.control import eager, get_num_threads, realize, set_num_threads, stats
 from cermet.frontend.printing import get_printoptions, set_printoptions
@@ -49,7 +57,7 @@ _attach()
 globals().update(_functions(""))
 
 # Rooms that model code uses, loaded at first use: importing cermet stays quick.
-_ROOMS = frozenset(("autograd", "cuda", "data", "io", "linalg", "nn", "optim", "special", "utils"))
+_ROOMS = frozenset(("amp", "autograd", "cuda", "data", "io", "linalg", "nn", "optim", "special", "utils"))
 _FROM_ROOMS = {"load": "io", "save": "io"}
 
 

@@ -18,6 +18,10 @@ __all__ = ["Generator", "default_generator", "initial_seed", "manual_seed", "see
 
 _MASK = (1 << 64) - 1
 
+# Called by a generator that is used while a function is captured anywhere (see `cermet.capture`): with the count of a draw, or None for
+# any other use of the state. Gives what the draw shall return, or None for what it returns by itself.
+watcher: Callable[[Any, int | None], Any] | None = None
+
 
 def _signed(n: int) -> int:
     """The 64 bits of ``n`` as a signed integer."""
@@ -45,6 +49,8 @@ class Generator:
     def manual_seed(self, seed: int) -> Generator:
         """Start the stream of ``seed``, any integer of 64 bits."""
         n = int(seed)
+        if watcher is not None:
+            watcher(self, None)
         if not -(1 << 63) <= n <= _MASK:
             raise RuntimeError(f"manual_seed: a seed has 64 bits, got {seed}")
         with self._lock:
@@ -63,13 +69,37 @@ class Generator:
 
     def take(self, count: int) -> tuple[int, int]:
         """(key, first counter) of ``count`` counters of the stream, as signed 64-bit integers; they are used up by this."""
+        if watcher is not None:
+            found = watcher(self, count)
+            if found is not None:
+                return found
         with self._lock:
             offset = self._offset
             self._offset = (offset + count) & _MASK
             return _signed(self._seed), _signed(offset)
 
+    def state_numbers(self) -> tuple[int, int]:
+        """Seed and offset."""
+        with self._lock:
+            return self._seed, self._offset
+
+    def take_numbers(self, count: int) -> tuple[int, int]:
+        """(key as a signed integer, offset before) of ``count`` counters, which are used up by this."""
+        with self._lock:
+            offset = self._offset
+            self._offset = (offset + count) & _MASK
+            return _signed(self._seed), offset
+
+    def give_back(self, key: int, offset: int, count: int) -> None:
+        """Undo a `take_numbers`, unless somebody has drawn since."""
+        with self._lock:
+            if _signed(self._seed) == key and self._offset == (offset + count) & _MASK:
+                self._offset = offset
+
     def state(self) -> bytes:
         """Seed and offset as 16 bytes."""
+        if watcher is not None:
+            watcher(self, None)
         with self._lock:
             return self._seed.to_bytes(8, "little") + self._offset.to_bytes(8, "little")
 
@@ -81,6 +111,8 @@ class Generator:
         """
         if len(state) != 16:
             raise RuntimeError(f"a random state has 16 bytes, got {len(state)}")
+        if watcher is not None:
+            watcher(self, None)
         with self._lock:
             self._seed, self._offset = int.from_bytes(state[:8], "little"), int.from_bytes(state[8:], "little")
 

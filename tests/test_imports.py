@@ -40,6 +40,7 @@ LAYERS = (
 
 # Rooms on one layer do not know each other, but for these.
 NEIGHBOURS = {
+    ("cuda", "amp"): "cuda.amp has amp's names for one device",
     ("optim", "nn"): "optim.swa_utils averages a Module",
     ("devices", "config"): "leaves",
     ("random", "config"): "leaves",

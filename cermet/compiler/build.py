@@ -6,13 +6,14 @@ tapes, tensors or how a program is run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from cermet import config
 from cermet.compiler.llvm.target import Target
 from cermet.compiler.passes.rewrite import live_order, rewrite
+from cermet.compiler.schedule.attend import attention_calls, result_layouts, results_of
 from cermet.compiler.schedule.epilogue import find_epilogues
 from cermet.compiler.schedule.fuse import Fusion, Group, fuse
 from cermet.compiler.schedule.hand import Call, hand_calls, loop_calls
@@ -22,8 +23,9 @@ from cermet.compiler.schedule.memo import remembered, signature
 from cermet.compiler.schedule.memory import plan_arena
 from cermet.compiler.schedule.tree import row_major
 from cermet.graph.node import Node
+from cermet.graph.sizes import concrete
 
-__all__ = ["Schedule", "build_schedule"]
+__all__ = ["Schedule", "build_schedule", "place"]
 
 
 class Schedule:
@@ -63,6 +65,8 @@ def build_schedule(outputs: Sequence[Node], target: Target) -> Schedule:
     images = find_images(order, roots)
     fusion = fuse(order, roots, images)
     layout = _layouts(fusion, images)
+    layout.update(result_layouts(order, fusion.stored, set(roots)))
+    several = results_of(fusion.stored)
 
     def strides_of(n: Node) -> tuple[int, ...] | None:
         if n in layout:
@@ -84,16 +88,18 @@ def build_schedule(outputs: Sequence[Node], target: Target) -> Schedule:
         elif g.kind == "loop":
             key, nodes = signature(g, evaluated, fusion.stored, strides_of)
             calls.extend(remembered((target, key), nodes, partial(_loop_group, g, fusion, strides_of, target)))
-        else:
+        elif g.kind == "attention":
+            calls.extend(attention_calls(g.nodes[0], several[g.nodes[0]], strides_of, target))  # type: ignore[arg-type]
+        elif g.kind != "result":
             calls.extend(hand_calls(g.nodes[0], strides_of, target))  # type: ignore[arg-type]
-    offsets, size, donations = _place(calls, set(roots), set(final))
+    offsets, size, donations = place(calls, set(roots), set(final), _nbytes)
     return Schedule(calls, final, offsets, size, fusion, donations)
 
 
 def _loop_group(g: Group, fusion: Fusion, strides_of: Any, target: Target) -> list[Call]:
     """Lower one loop group."""
     evaluated = fusion.evaluated[g]
-    loops = lower_group(g, evaluated, fusion.stored, strides_of)
+    loops = lower_group(g, evaluated, fusion.stored, strides_of, target.l3)
     if config.verify:
         from cermet.compiler.loops.verify import verify
 
@@ -118,7 +124,8 @@ def _layouts(fusion: Fusion, images: set[Node]) -> dict[Node, tuple[int, ...]]:
 class _Lifetimes:
     """When each value is first written and last used, and which takes over the memory of which."""
 
-    def __init__(self, calls: list[Call], outputs: set[Node]) -> None:
+    def __init__(self, calls: Sequence[Any], outputs: set[Any], nbytes: Callable[[str, Any], int]) -> None:
+        self._nbytes_of = nbytes
         self.first: dict[Any, int] = {}
         self.last: dict[Any, int] = {}
         self.nbytes: dict[Any, int] = {}
@@ -131,7 +138,7 @@ class _Lifetimes:
     def _see(self, arg: tuple[Any, ...], k: int) -> None:
         value = arg[1]
         if arg[0] == "temp":
-            self.nbytes[value] = value.nbytes
+            self.nbytes[value] = self._nbytes_of("temp", value)
         elif arg[0] != "node":
             return
         elif value.buffer is not None:
@@ -140,17 +147,25 @@ class _Lifetimes:
         elif value in self.outputs:
             return
         else:
-            self.nbytes[value] = value.meta.nbytes
+            self.nbytes[value] = self._nbytes_of("node", value)
         self.first.setdefault(value, k)
         self.last[value] = k
 
 
-def _place(calls: list[Call], outputs: set[Node], results: set[Node]) -> tuple[dict[Any, int], int, list[tuple[Node, Node]]]:
+def _nbytes(kind: str, value: Any) -> int:
+    """Bytes of an argument's value. Presently: for other sizes of the same program the arena is planned anew."""
+    return int(concrete(value.nbytes if kind == "temp" else value.meta.nbytes))
+
+
+def place(
+    calls: Sequence[Any], outputs: set[Any], results: set[Any], nbytes: Callable[[str, Any], int]
+) -> tuple[dict[Any, int], int, list[tuple[Any, Any]]]:
     """Places of intermediates and temporaries in the arena, its size, and (output, leaf whose memory it may take over).
 
-    ``outputs`` are written by the calls; ``results`` also holds leaves that are results themselves.
+    ``outputs`` are written by the calls; ``results`` also holds leaves that are results themselves. Of a call, ``args`` and ``inplace``
+    are read (see `Call`); of a value, whether its ``buffer`` is None; ``nbytes`` is asked with the argument's kind and the value.
     """
-    life = _Lifetimes(calls, outputs)
+    life = _Lifetimes(calls, outputs, nbytes)
     heir: dict[Any, Any] = {}  # value -> the one whose memory it takes over
     given: set[Any] = set()
     donations: list[tuple[Node, Node]] = []

@@ -29,7 +29,7 @@ def functions(namespace: str) -> dict[str, Callable[..., Any]]:
 
 
 def _inplace(record: Public) -> Callable[..., Any]:
-    fn = record.fn
+    fn = getattr(record.fn, "uncast", record.fn)  # the tensor that is written keeps its dtype: autocast has no say
 
     @functools.wraps(fn)
     def inplace(self: Any, *args: Any, **kwargs: Any) -> Any:

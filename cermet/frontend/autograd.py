@@ -12,7 +12,7 @@ from cermet.frontend.replay import find, remember, replay, survey
 from cermet.graph.node import Node
 from cermet.lazy.record import local, number_node, user_location
 from cermet.ops.define import hooks
-from cermet.ops.support import full_value
+from cermet.ops.support import full_value, unbroadcast
 
 __all__ = ["Mode", "backward", "enable_grad", "grad", "inference_mode", "is_grad_enabled", "no_grad", "set_grad_enabled"]
 
@@ -149,7 +149,7 @@ def _walk(
     tape = local.tape
     accumulate = _accumulate if targets is None else None
     wrap = _tracked if create_graph else _plain
-    found = None if create_graph or tape.eager else survey([(e, node_of(g)) for e, g in roots], keep, targets)
+    found = None if create_graph or tape.eager or tape.capture is not None else survey([(e, node_of(g)) for e, g in roots], keep, targets)
     if found is None:
         return run_backward(roots, wrap, keep, targets, accumulate)
     plan = find(found, tape)
@@ -329,7 +329,8 @@ class _FunctionGrad(GradFn):
 
     cls: Any
     ctx: Any
-    spots: tuple[bool, ...]
+    spots: tuple[Any, ...]
+    """For each argument of the function: its meta, or None for what is no tensor."""
 
     def backward(self, grads: list[Any], wrap: Any, keep: bool) -> Sequence[Any]:
         if self.ctx is None:
@@ -345,7 +346,25 @@ class _FunctionGrad(GradFn):
             self.ctx = None
         if len(out) < len(self.spots):
             raise RuntimeError(f"{self.cls.__name__}.backward returned {len(out)} gradients for {len(self.spots)} inputs")
-        return [out[k] for k, is_tensor in enumerate(self.spots) if is_tensor]
+        return [self._fitting(k, out[k], meta) for k, meta in enumerate(self.spots) if meta is not None]
+
+    def _fitting(self, k: int, gradient: Any, meta: Any) -> Any:
+        """A gradient that backward returned, in its input's dtype, and summed where the input was broadcast."""
+        if gradient is None:
+            return None
+        if not isinstance(gradient, TensorBase):
+            raise TypeError(
+                f"{self.cls.__name__}.backward returned a {type(gradient).__name__} as gradient {k}; return a tensor, or None"
+            )
+        found: Any = gradient
+        if tuple(found.shape) != meta.shape:
+            pairs = zip(reversed(found.shape), reversed(meta.shape), strict=False)
+            if len(found.shape) >= len(meta.shape) and all(b in (1, a) for a, b in pairs):
+                return unbroadcast(found, meta).to(meta.dtype)
+            raise RuntimeError(
+                f"{self.cls.__name__}.backward returned a gradient of shape {tuple(found.shape)} for argument {k} of shape {meta.shape}"
+            )
+        return found if found.dtype is meta.dtype else found.to(meta.dtype)
 
 
 class Function:
@@ -378,7 +397,7 @@ class Function:
         single = isinstance(result, TensorBase)
         results = (result,) if single else tuple(result)
         tensors = [r for r in results if isinstance(r, TensorBase)]
-        spots = tuple(isinstance(a, TensorBase) for a in args)
+        spots = tuple(node_of(a).meta if isinstance(a, TensorBase) else None for a in args)
         edges = tuple(fn_of(a) for a in args if isinstance(a, TensorBase))
         metas = tuple(node_of(t).meta for t in tensors)
         fn = _FunctionGrad(_FunctionCall(cls.__name__, metas), edges, (), None)  # type: ignore[arg-type]

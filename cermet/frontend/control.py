@@ -17,6 +17,9 @@ def realize(*tensors: Any) -> Any:
 
     Accepts tensors and nested lists, tuples and dicts of them.
     """
+    if len(tensors) == 1 and isinstance(tensors[0], TensorBase):
+        ev.realize((node_of(tensors[0]),))
+        return tensors[0]
     found: list[Any] = []
     stack = list(tensors)
     while stack:

@@ -13,7 +13,7 @@ from typing import Any
 
 from cermet.frontend.gradients import Accumulate, GradFn, Pick
 from cermet.graph.node import Call, Meta, Node
-from cermet.lazy.record import Tape, local, record, scalar_node, user_location
+from cermet.lazy.record import Tape, local, number_node, record, scalar_node, user_location
 from cermet.ops.define import OUT, OpDef, getitem, hooks
 
 __all__ = ["Alias", "History", "Storage", "TensorBase", "apply", "new_tensor", "on_recorded"]
@@ -125,40 +125,62 @@ def apply(op: OpDef, tensors: tuple[Any, ...], attrs: tuple[Any, ...] = ()) -> A
         The result; of an op with several results, a tuple of them.
     """
     nodes = []
+    metas = []
     fns = []
     tracked = False
-    like = None
     for t in tensors:
-        if isinstance(t, TensorBase):
-            alias = t._alias
-            if alias is not None and alias.version != alias.storage.version:
-                _sync(t)
-            nodes.append(t._node)
-            fn = t._fn
-            fns.append(fn)
-            if fn is not None:
-                tracked = True
-            if like is None:
-                like = t._node.meta
-        else:
-            nodes.append(t)
-            fns.append(None)
-    if like is None and tensors:
-        raise TypeError(f"{op.name}: expected at least one tensor among its inputs, got {[type(t).__name__ for t in tensors]}")
-    inputs = tuple([n if type(n) is Node else scalar_node(n, like.dtype, like.device) for n in nodes])  # type: ignore[union-attr]
-    call = op.calls.get((attrs, tuple([n.meta for n in inputs])))
+        if not isinstance(t, TensorBase):
+            return _apply_mixed(op, tensors, attrs)
+        alias = t._alias
+        if alias is not None and alias.version != alias.storage.version:
+            _sync(t)
+        node = t._node
+        nodes.append(node)
+        metas.append(node.meta)
+        fn = t._fn
+        fns.append(fn)
+        if fn is not None:
+            tracked = True
+    call = op.calls.get((attrs, tuple(metas)))
     if call is None:
-        call = op.call_for(attrs, tuple([n.meta for n in inputs]))
-    return finish(call, inputs, tuple(fns) if tracked and call.differentiable else None)
+        call = op.call_for(attrs, tuple(metas))
+    return finish(call, tuple(nodes), tuple(fns) if tracked and call.differentiable else None)
+
+
+def _apply_mixed(op: OpDef, tensors: tuple[Any, ...], attrs: tuple[Any, ...]) -> Any:
+    """`apply` with numbers or nodes among the inputs."""
+    like = next((t for t in tensors if isinstance(t, TensorBase)), None)
+    if like is None:
+        raise TypeError(
+            f"{op.name}: expected at least one tensor among its inputs, got {[type(t).__name__ for t in tensors]}"
+        )
+    m = node_of(like).meta
+    wrapped = []
+    for t in tensors:
+        if not isinstance(t, TensorBase):
+            t = new_tensor(t if type(t) is Node else number_node(t, m))
+        wrapped.append(t)
+    return apply(op, tuple(wrapped), attrs)
 
 
 def finish(call: Call, inputs: tuple[Node, ...], fns: tuple[Any, ...] | None) -> Any:
     """Record a call and wrap its result; ``fns`` are the inputs' edges where some input is tracked, else None."""
     tape = local.tape
-    node = record(tape, call, inputs, user_location(3))
+    node = record(tape, call, inputs, user_location(2))
     if fns is not None and tape.grad:
-        saved = tuple([node if i == OUT else inputs[i] for i in call.saves])
-        fn: Any = GradFn(call, fns, saved, node.where)
+        fn: Any = _new(GradFn)  # `GradFn(call, fns, saved, node.where)`, without a call of its __init__
+        fn.call = call
+        fn.edges = fns
+        fn.where = node.where
+        fn.hooks = None
+        saves = call.saves
+        if not saves:
+            fn.saved = ()
+        elif len(saves) == 1:
+            i = saves[0]
+            fn.saved = (node if i < 0 else inputs[i],)
+        else:
+            fn.saved = tuple([node if i < 0 else inputs[i] for i in saves])
     else:
         fn = None
     if call.outs is not None:
@@ -168,7 +190,7 @@ def finish(call: Call, inputs: tuple[Node, ...], fns: tuple[Any, ...] | None) ->
     t._fn = fn
     t._alias = None
     t._grad = None
-    tape.nbytes += node.meta.nbytes
+    tape.nbytes += call.meta.nbytes
     if tape.eager or len(tape.nodes) > tape.most_nodes or tape.nbytes > tape.most_bytes:
         evaluate_hook[0](tape)
     return t
@@ -183,8 +205,7 @@ def _finish_many(tape: Tape, node: Node, fn: Any) -> tuple[Any, ...]:
         out.append(new_tensor(picked, edge))
         tape.nbytes += m.nbytes
     if fn is not None and OUT in fn.call.saves:
-        first = out[0]._node
-        fn.saved = tuple([first if i == OUT else s for i, s in zip(fn.call.saves, fn.saved, strict=True)])
+        fn.saved = tuple([out[OUT - i]._node if i < 0 else s for i, s in zip(fn.call.saves, fn.saved, strict=True)])
     on_recorded(tape, node)
     return tuple(out)
 
@@ -299,6 +320,12 @@ def is_leaf(t: TensorBase) -> bool:
     return not isinstance(fn_of(t), GradFn | Pick)
 
 
+def looked() -> None:
+    """Note that what is recorded next depends on more than the metas of the tensors given (see `cermet.frontend.memo`)."""
+    local.tape.looks += 1
+
+
 hooks.apply_tensor = apply
+hooks.looked = looked
 hooks.finish = finish
 hooks.view = view

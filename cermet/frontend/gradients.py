@@ -11,6 +11,7 @@ from typing import Any
 
 from cermet.graph.node import Call, Meta, Node
 from cermet.lazy.record import describe_location
+from cermet.ops.autocast import state as autocast
 from cermet.ops.define import OUT, VjpContext
 from cermet.ops.differentiate import gradient_rule
 
@@ -57,7 +58,7 @@ class GradFn:
         op = self.call.op
         values = {}
         for index, node in zip(self.call.saves, saved, strict=True):
-            values[index] = wrap(node, self if index == OUT else self.edges[index])
+            values[index] = wrap(node, self.edges[index] if index >= 0 else self if index == OUT else Pick(self, OUT - index))
         if not keep:
             self.saved = None
         needs = tuple([e is not None for e in self.edges])
@@ -225,6 +226,12 @@ def run_backward(
     Returns:
         edge -> gradient for the targets that were reached.
     """
+    if autocast.dtype is not None:  # gradients have the dtypes that the forward pass recorded
+        lower, autocast.dtype = autocast.dtype, None
+        try:
+            return run_backward(roots, wrap, keep, targets, accumulate, retained)
+        finally:
+            autocast.dtype = lower
     target_set = None if targets is None else set(targets)
     walk = _Walk(roots, target_set)
     found: dict[Any, Any] = {}

@@ -11,6 +11,7 @@ from cermet.devices import cpu
 from cermet.frontend import core
 from cermet.frontend.core import TensorBase, data_tensor, scalar_tensor
 from cermet.graph.node import meta
+from cermet.lazy.number import Number, plain, real
 from cermet.lazy.values import buffer_from_array
 from cermet.ops.define import hooks
 from cermet.ops.public import public
@@ -59,6 +60,10 @@ def to_tensor(x: Any, dtype: Any = None, like: Any = None) -> Any:
 
 
 def _checked(x: Any, d: dt.DType) -> Any:
+    if type(x) is Number:
+        if d.kind == "f" or x.op == "draw":
+            return real(x) if d.kind == "f" else x
+        x = plain(x)
     if d.kind == "b":
         return bool(x)
     if d.kind in "iu":
@@ -131,6 +136,7 @@ def tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: b
         out = from_array(data, dtype)
     elif isinstance(data, bool | int | float) and not isinstance(data, np.generic):
         d = dtype or dt.of_scalar(data)
+        data = plain(data)
         out = from_array(np.asarray(_checked(data, d)).astype(d.numpy), d)
     else:
         out = from_data(data, dtype)

@@ -123,6 +123,7 @@ def reshaped(t: TensorBase, shape: tuple[int, ...], must_view: bool) -> Any:
     alias = t._alias
     if alias is None or not alias.chain:
         return view(movement.reshape, t, (shape,))
+    core.looked()  # which of the two it is depends on how the view lies in memory
     old = t._node.meta.shape
     if math.prod(shape) == t._node.meta.numel and _fitted(old, strides_of(t), shape) is None:
         if must_view:

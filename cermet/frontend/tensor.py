@@ -10,15 +10,18 @@ import numpy as np
 
 from cermet import dtypes as dt
 from cermet.devices import Device
-from cermet.frontend import core, layout, writing
+from cermet.frontend import core, layout, memo, writing
 from cermet.frontend.autograd import backward
 from cermet.frontend.core import TensorBase, apply, check_writable, fn_of, new_tensor, node_of, write
 from cermet.frontend.gradients import Accumulate, GradFn, Pick, add_hook
 from cermet.lazy import evaluate as ev
 from cermet.ops import indexing
 from cermet.ops.define import hooks
+from cermet.ops.public import Entry
 
 __all__ = ["Size", "Tensor"]
+
+_indexed = Entry(indexing.getitem)
 
 
 class Size(tuple[int, ...]):
@@ -360,7 +363,7 @@ class Tensor(TensorBase):
     # -------------------------------------------------------------------------------------------- indexing
 
     def __getitem__(self, index: Any) -> Any:
-        return indexing.getitem(self, index)
+        return memo.call(_indexed, (self, index), {})
 
     def __setitem__(self, index: Any, value: Any) -> None:
         indexing.setitem(self, index, value)

@@ -25,7 +25,7 @@ __all__ = ["Call", "Meta", "Node", "OPERATORS", "meta"]
 class Meta:
     """Shape, dtype and device of one value; interned, so equal metas are the same object."""
 
-    __slots__ = ("device", "dtype", "leaf", "ndim", "numel", "shape")
+    __slots__ = ("device", "dtype", "leaf", "nbytes", "ndim", "numel", "shape")
 
     def __init__(self, shape: tuple[int, ...], dtype: DType, device: Device) -> None:
         self.shape = shape
@@ -37,10 +37,7 @@ class Meta:
         for size in shape:
             n *= size
         self.numel = n
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * self.dtype.itemsize
+        self.nbytes: int = n * dtype.itemsize
 
     def with_shape(self, shape: tuple[int, ...]) -> Meta:
         return meta(shape, self.dtype, self.device)
@@ -88,7 +85,7 @@ class Call:
         differentiable: whether any floating input can receive a gradient through this call.
     """
 
-    __slots__ = ("attrs", "differentiable", "id", "inputs", "meta", "op", "outs", "saves")
+    __slots__ = ("attrs", "differentiable", "id", "inputs", "meta", "op", "outline", "outs", "saves")
 
     def __init__(self, op: Any, attrs: tuple[Any, ...], inputs: tuple[Meta, ...], result: Meta | tuple[Meta, ...]) -> None:
         self.op = op
@@ -97,6 +94,7 @@ class Call:
         self.outs = result if type(result) is tuple else None
         self.meta: Meta = result[0] if isinstance(result, tuple) else result
         self.id = next(_ids)
+        self.outline: Any = None  # what it is without its integers, and these (see `cermet.lazy.template`)
         # A derived gradient runs the decomposition again, so it reads every input.
         if op.vjp == "auto":
             self.saves: tuple[int, ...] = tuple(range(len(inputs)))

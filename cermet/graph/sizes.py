@@ -16,10 +16,25 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from math import gcd
+from operator import floordiv, itemgetter, mod
 from typing import Any
 
-__all__ = ["Formulas", "Refused", "Size", "Trace", "concrete", "private", "tracing"]
+__all__ = [
+    "Coincidence",
+    "Formulas",
+    "Refused",
+    "Size",
+    "Trace",
+    "at_least",
+    "concrete",
+    "has_letters",
+    "presently",
+    "private",
+    "recipe",
+    "tracing",
+]
 
 LEAST = 2  # unknowns are at least this: 0 and 1 are decided apart, since so much depends on them
 MOST_GUARDS = 20_000
@@ -30,6 +45,10 @@ Terms = tuple[tuple[tuple[int, ...], int], ...]
 
 class Refused(Exception):
     """The program can't be planned with letters; the text says where that showed."""
+
+
+class Coincidence(Refused):
+    """What is decided is true for the sizes at hand alone; for others the program may well be planned with letters."""
 
 
 class _Local(threading.local):
@@ -54,6 +73,50 @@ def private(name: str, shared: Any) -> Any:
 def concrete(x: Any) -> Any:
     """The present value of a Size, unnoticed; anything else as it is. For numbers that are computed again for each use of a plan."""
     return x.value if type(x) is Size else x
+
+
+def has_letters(x: Any) -> bool:
+    """Whether a value, or what is in a tuple or dataclass, is a Size."""
+    kind = type(x)
+    if kind is Size:
+        return True
+    if kind is tuple:
+        return any(map(has_letters, x))
+    return is_dataclass(kind) and any(has_letters(getattr(x, f.name)) for f in fields(x))
+
+
+def recipe(x: Any, place: Callable[[Any], int]) -> Callable[[Sequence[int]], Any]:
+    """A function from numbers to ``x`` with numbers in place of its Sizes; ``place``: which number stands for a Size."""
+    kind = type(x)
+    if kind is Size:
+        return itemgetter(place(x))
+    if not has_letters(x):
+        return lambda numbers: x
+    if kind is tuple:
+        parts = [recipe(e, place) for e in x]
+        return lambda numbers: tuple([p(numbers) for p in parts])
+    named = [recipe(getattr(x, f.name), place) for f in fields(x)]
+    return lambda numbers: kind(*[p(numbers) for p in named])
+
+
+def presently(x: Any) -> Any:
+    """A value with the present values of the Sizes in it, unnoticed."""
+    found: list[int] = []
+
+    def place(size: Size) -> int:
+        found.append(size.value)
+        return len(found) - 1
+
+    return recipe(x, place)(found)
+
+
+def at_least(x: Any, low: int) -> Any:
+    """``max(x, low)`` that decides nothing: for numbers that are handed on, not for those that shape code."""
+    if type(x) is not Size:
+        return max(x, low)
+    if x.low is not None and x.low >= low:
+        return x
+    return x.trace.atom("max", x, low)
 
 
 class Size:
@@ -234,6 +297,7 @@ def _with_float(op: str, a: Size, b: float) -> Any:
             "r//": lambda: b // n, "%": lambda: n % b, "r%": lambda: b % n}.get(op, lambda: _FLOAT[op](n, b))()  # fmt: skip
 
 
+_OPERATIONS: dict[str, Callable[[int, int], int]] = {"//": floordiv, "%": mod, "max": max}
 _FLOAT: dict[str, Callable[[Any, Any], bool]] = {
     "==": lambda x, y: bool(x == y), "<": lambda x, y: bool(x < y), "<=": lambda x, y: bool(x <= y),
     ">": lambda x, y: bool(x > y), ">=": lambda x, y: bool(x >= y),
@@ -393,7 +457,6 @@ class Trace:
         self.bounds: list[tuple[int | None, int | None]] = [(LEAST if v >= LEAST else None, None) for v in values]
         self.atoms: list[tuple[str, Any, Any]] = []  # how the values after the unknowns are computed
         self.guards: dict[tuple[Terms, str], Size] = {}
-        self.different: list[list[Terms]] = []  # of each, some polynomial must not be 0
         self.caches: dict[str, Any] = {}
         self._sizes: dict[Terms, Size] = {}
         self._atoms: dict[Any, Size] = {}
@@ -438,14 +501,16 @@ class Trace:
         return total
 
     def atom(self, op: str, a: Any, b: Any) -> Any:
-        """A quotient or remainder that is no polynomial: a letter of its own."""
+        """A quotient, remainder or maximum that is no polynomial: a letter of its own."""
         key = (op, _terms(a), _terms(b))
         found = self._atoms.get(key)
         if found is None:
             x, y = concrete(a), concrete(b)
             low: int | None = None
             high: int | None = None
-            if op == "%":
+            if op == "max":
+                low, high = b, None
+            elif op == "%":
                 low, high = 0, b - 1
             elif type(b) is int:
                 la, ha = (a.low, a.high) if type(a) is Size else (a, a)
@@ -454,7 +519,7 @@ class Trace:
                 low = 0
                 high = a // b.low if type(a) is int else None
             self.atoms.append((op, _terms(a), _terms(b)))
-            self.values.append(x // y if op == "//" else x % y)
+            self.values.append(_OPERATIONS[op](x, y))
             self.bounds.append((low, high))
             found = self._atoms[key] = self.make({(len(self.values) - 1,): 1})
         return found
@@ -462,7 +527,7 @@ class Trace:
     def guard(self, d: Size, relation: str) -> None:
         """Note that ``d relation 0`` decided something."""
         if relation == "==" and self._fixes(d):
-            raise Refused(f"a size is compared with what it happens to equal, {_place()}")
+            raise Coincidence(f"a size is compared with what it happens to equal, {_place()}")
         if len(self.guards) >= MOST_GUARDS:
             raise Refused("too many decisions depend on sizes")
         self.guards[d.terms, relation] = d
@@ -481,29 +546,10 @@ class Trace:
             raise Refused(f"the value of a size is needed, {_place()}")
         self.guard(d, "==")
 
-    def apart(self, things: Sequence[Sequence[Any]]) -> None:
-        """Note that tuples of sizes, all of one length, decide by being different: they are looked up by identity."""
-        for k, x in enumerate(things):
-            for y in things[:k]:
-                open_: list[Terms] = []
-                for a, b in zip(x, y, strict=True):
-                    d = a - b
-                    if type(d) is int:
-                        if d:
-                            break
-                    elif (d.low is not None and d.low > 0) or (d.high is not None and d.high < 0):
-                        break
-                    else:
-                        open_.append(d.terms)
-                else:
-                    if not any(_value(t, self.values) for t in open_):
-                        raise Refused("two kinds of sizes happen to be equal")
-                    self.different.append(open_)
-
     def formulas(self, wanted: Sequence[Any]) -> Formulas:
         """The guards, and the numbers wanted (Sizes or ints), as functions of the unknowns."""
         bounds = [v >= LEAST for v in self.values[: self.count]]
-        return Formulas(bounds, self.atoms, list(self.guards), self.different, [_terms(w) for w in wanted])
+        return Formulas(bounds, self.atoms, list(self.guards), [_terms(w) for w in wanted])
 
     def close(self) -> None:
         """Let go of all that was remembered; the Sizes are of no more use."""
@@ -534,13 +580,12 @@ def _value(terms: Terms, values: Sequence[int]) -> int:
 class Formulas:
     """Guards and wanted numbers of a finished trace; holds no Size."""
 
-    __slots__ = ("_atoms", "_bounds", "_different", "_guards", "_wanted")
+    __slots__ = ("_atoms", "_bounds", "_guards", "_wanted")
 
-    def __init__(self, bounds: list[bool], atoms: Any, guards: Any, different: Any, wanted: Any) -> None:
+    def __init__(self, bounds: list[bool], atoms: Any, guards: Any, wanted: Any) -> None:
         self._bounds = bounds
         self._atoms = list(atoms)
         self._guards = list(guards)
-        self._different = list(different)
         self._wanted = list(wanted)
 
     def __call__(self, unknowns: Sequence[int]) -> list[int] | None:
@@ -551,10 +596,9 @@ class Formulas:
         values = list(unknowns)
         for op, a, b in self._atoms:
             y = _value(b, values)
-            if y == 0:
+            if y == 0 and op != "max":
                 return None
-            x = _value(a, values)
-            values.append(x // y if op == "//" else x % y)
+            values.append(_OPERATIONS[op](_value(a, values), y))
         for terms, relation in self._guards:
             d = _value(terms, values)
             if relation == "==":
@@ -565,13 +609,10 @@ class Formulas:
                 holds = d < 0 if relation == "<" else d >= 0
             if not holds:
                 return None
-        for several in self._different:
-            if not any([_value(terms, values) for terms in several]):
-                return None
         return [_value(terms, values) for terms in self._wanted]
 
     def __repr__(self) -> str:
         return (
             f"<{len(self._wanted)} numbers of {len(self._bounds)} unknowns, {len(self._atoms)} quotients, "
-            f"{len(self._guards)} + {len(self._different)} guards>"
+            f"{len(self._guards)} guards>"
         )

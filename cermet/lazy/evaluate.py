@@ -18,6 +18,16 @@ from cermet.lazy.values import set_value, stored_array, stored_number
 __all__ = ["array_of", "buffer_of", "evaluate", "number_of", "realize", "settle"]
 
 
+_run_tape: Any = None
+
+
+def _load() -> None:
+    global _run_tape
+    from cermet.lazy import run
+
+    _run_tape = run.run_tape
+
+
 def evaluate(tape: Tape) -> None:
     """Compute every held pending node of the tape, and begin a new recording.
 
@@ -25,7 +35,7 @@ def evaluate(tape: Tape) -> None:
     that recorded it.
     """
     nodes = tape.nodes
-    if not nodes:
+    if not nodes or tape.capture is not None:
         return
     counts = tuple(map(sys.getrefcount, nodes))
     # Loaded at the first evaluation: with LLVM beneath it the compiler takes longer to import than all else together.
@@ -34,10 +44,10 @@ def evaluate(tape: Tape) -> None:
 
         evaluate_reference(tape, nodes, counts)
     else:
-        from cermet.lazy import run
-
+        if _run_tape is None:
+            _load()
         try:
-            run.run_tape(tape, nodes, counts)
+            _run_tape(tape, nodes, counts)
         except BaseException:
             # What failed stays pending under an epoch that is over; a later look at it records it again (see Tape.adopt).
             tape.reset()
@@ -47,10 +57,15 @@ def evaluate(tape: Tape) -> None:
 def realize(nodes: Sequence[Node]) -> None:
     """Make sure that all given nodes have values."""
     tape: Tape = local.tape
+    if tape.capture is not None:
+        return
+    pending = False
     for n in nodes:
-        if n.buffer is None and n.epoch is not tape.epoch:
-            tape.adopt(n)
-    if any(n.buffer is None for n in nodes):
+        if n.buffer is None:
+            pending = True
+            if n.epoch is not tape.epoch:
+                tape.adopt(n)
+    if pending:
         evaluate(tape)
 
 
@@ -63,8 +78,11 @@ def settle(most: int) -> None:
 
 def buffer_of(node: Node) -> Any:
     """The node's value, computed now if need be: a `Buffer`, or a Python number for a run-time scalar."""
+    tape: Tape = local.tape
+    tape.looks += 1
     if node.buffer is None:
-        tape: Tape = local.tape
+        if tape.capture is not None:
+            tape.capture.observed(node)
         if node.epoch is not tape.epoch:
             clone = tape.adopt(node)
             evaluate(tape)
@@ -85,6 +103,5 @@ def array_of(node: Node) -> Any:
 
 def number_of(node: Node) -> Any:
     """The value of a node of one element as a Python number; computed now if need be."""
-    if node.buffer is None:
-        buffer_of(node)
+    buffer_of(node)
     return stored_number(node)

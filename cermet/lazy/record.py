@@ -29,16 +29,20 @@ class Tape:
         leaf_ids: numbers of the leaves' calls.
         epoch: an object; a node belongs to this recording when ``node.epoch is tape.epoch``.
         grad: whether gradients are recorded. eager: whether each op is evaluated at once.
+        capture: the capture this tape belongs to (see `cermet.capture`), or None; its nodes are never evaluated here.
+        looks: counts what makes a call depend on more than the metas of its tensors: a value looked at, a random number drawn.
         nbytes: bytes of all pending results; most_nodes, most_bytes: past these everything pending is evaluated.
     """
 
     __slots__ = (
-        "clones", "eager", "epoch", "grad", "key", "leaf_ids", "leaves", "most_bytes", "most_nodes", "nbytes", "nodes",
+        "capture", "clones", "eager", "epoch", "grad", "key", "leaf_ids", "leaves", "looks", "most_bytes", "most_nodes", "nbytes", "nodes",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.grad = True
         self.eager = bool(config.eager)
+        self.capture: Any = None
+        self.looks = 0
         self.reset()
 
     def reset(self) -> None:
@@ -81,9 +85,11 @@ def tape() -> Tape:
     return local.tape
 
 
+_new = object.__new__
+
+
 def record(t: Tape, call: Call, inputs: tuple[Node, ...], where: Any) -> Node:
     """Put a new node on the tape. Every input must have a known value or be pending; this is the hot path of recording."""
-    node = Node(call, inputs)
     epoch = t.epoch
     key = t.key
     key.append(call.id)
@@ -91,23 +97,25 @@ def record(t: Tape, call: Call, inputs: tuple[Node, ...], where: Any) -> Node:
         if n.epoch is epoch:
             key.append(n.pos)
         elif n.buffer is not None:
-            number = t.leaves.get(n)
-            key.append(_new_leaf(t, n) if number is None else number)
+            leaves = t.leaves
+            number = leaves.get(n)
+            if number is None:
+                number = leaves[n] = -1 - len(leaves)
+                t.leaf_ids.append(n.call.id)
+            key.append(number)
         else:
             return _record_adopted(t, call, inputs, where)
+    node = _new(Node)  # `Node(call, inputs)`, without a call of its __init__
+    node.call = call
+    node.inputs = inputs
+    node.meta = call.meta
+    node.buffer = None
     node.epoch = epoch
     nodes = t.nodes
     node.pos = len(nodes)
     node.where = where
     nodes.append(node)
     return node
-
-
-def _new_leaf(t: Tape, node: Node) -> int:
-    number = -1 - len(t.leaves)
-    t.leaves[node] = number
-    t.leaf_ids.append(node.call.id)
-    return number
 
 
 def _record_adopted(t: Tape, call: Call, inputs: tuple[Node, ...], where: Any) -> Node:

@@ -6,10 +6,13 @@ A compiled program holds numbers only (which leaf goes to which base, sizes of o
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from sys import getrefcount
 from typing import Any
 
@@ -18,13 +21,15 @@ from cermet.compiler.build import Schedule, build_schedule
 from cermet.compiler.llvm.jit import compile_many
 from cermet.compiler.llvm.target import host
 from cermet.graph.node import Node
+from cermet.lazy import template
 from cermet.lazy.by_reference import evaluate_reference
 from cermet.lazy.record import Tape, describe_location, user_location
 from cermet.lazy.values import held_mask, set_value, settle_clones
+from cermet.ops.leaf import data_call
 from cermet.runtime.buffer import Buffer
 from cermet.runtime.program import Gate, Launch, Pointer, Program, ScalarArg
 
-__all__ = ["Compiled", "clear_programs", "counters", "run_tape"]
+__all__ = ["Compiled", "clear_programs", "counters", "program_for", "run_tape"]
 
 _lock = threading.Lock()
 _programs: OrderedDict[Any, Compiled] = OrderedDict()
@@ -57,12 +62,19 @@ class Compiled:
         self.has_status = False
         self.names: list[str] = []
 
+    def again(self) -> Compiled:
+        """The same ties to a recording, without what depends on sizes: outputs, donations, names, program."""
+        out = Compiled()
+        out.leaves, out.scalars, out.results, out.has_status = self.leaves, self.scalars, self.results, self.has_status
+        return out
+
 
 def counters() -> dict[str, float]:
     """Evaluations, programs compiled and found, seconds spent scheduling and compiling, programs held."""
     with _lock:
         return {
-            **_counts, "programs_held": len(_programs), "schedule_seconds": _seconds["schedule"], "compile_seconds": _seconds["compile"]
+            **_counts, "programs_held": len(_programs), "schedule_seconds": _seconds["schedule"], "compile_seconds": _seconds["compile"],
+            **template.counters(),
         }  # fmt: skip
 
 
@@ -71,6 +83,7 @@ def clear_programs() -> None:
     with _lock:
         _programs.clear()
         _aliases.clear()
+    template.clear_templates()
 
 
 def run_tape(tape: Tape, nodes: list[Node], counts: tuple[int, ...]) -> None:
@@ -95,24 +108,29 @@ def run_tape(tape: Tape, nodes: list[Node], counts: tuple[int, ...]) -> None:
 
 def _find(tape: Tape, nodes: list[Node], counts: tuple[int, ...], alias: Any) -> Compiled:
     held = held_mask(nodes, counts)
-    key = (alias[0], alias[1], tuple(held))
+    compiled = program_for(tape, nodes, held, (alias[0], alias[1], tuple(held)))
+    with _lock:
+        _aliases[alias] = compiled
+        while len(_aliases) > 4 * config.program_cache_size:
+            _aliases.popitem(last=False)
+    return compiled
+
+
+def program_for(tape: Tape, nodes: list[Node], held: list[bool], key: Any) -> Compiled:
+    """The program that computes the held nodes of a tape; ``key``: the tape's key, its leaves' and ``held``, as tuples."""
     with _lock:
         compiled = _programs.get(key)
         if compiled is not None:
             _programs.move_to_end(key)
     if compiled is None:
-        reason = _notice(nodes, key)
-        compiled = _compile(tape, nodes, held, reason)
+        compiled = _from_template(tape, nodes, held) or _compile(tape, nodes, held, _notice(nodes, key))
         _counts["programs_compiled"] += 1
     else:
         _counts["program_hits"] += 1
     with _lock:
         _programs[key] = compiled
-        _aliases[alias] = compiled
         while len(_programs) > config.program_cache_size:
             _programs.popitem(last=False)
-        while len(_aliases) > 4 * config.program_cache_size:
-            _aliases.popitem(last=False)
     return compiled
 
 
@@ -166,17 +184,42 @@ def _notice(nodes: list[Node], key: Any) -> str:
     return reason
 
 
-def _compile(tape: Tape, nodes: list[Node], held: list[bool], reason: str) -> Compiled:
+def _from_template(tape: Tape, nodes: list[Node], held: list[bool]) -> Compiled | None:
+    """A program of a structure that was planned before with other sizes."""
     begin = time.perf_counter()
+    with _no_collection():
+        compiled: Compiled | None = template.find(tape, nodes, held, _planned_with_letters, "compile" in config.log)
+    _seconds["schedule"] += time.perf_counter() - begin
+    if compiled is not None and "compile" in config.log:
+        print(f"cermet: other sizes: a program of {len(nodes)} nodes from its template", file=sys.stderr)
+    return compiled
+
+
+def _planned_with_letters(mirror: Any, nodes: list[Node], held: list[bool]) -> template.Planned:
+    """What a template is made of."""
     wanted = [n for n, h in zip(nodes, held, strict=True) if h and n.call.outs is None]
-    # Planning makes many small objects and no garbage cycles; letting the collector look at each batch of them costs a tenth of the time.
+    schedule = build_schedule(wanted, host())
+    codes = compile_many([c.request for c in schedule.calls])
+    return template.Planned(schedule, codes, *_ties(mirror, wanted, schedule), _uses(nodes))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Planning makes many small objects and no garbage cycles; letting the collector look at each batch of them costs a tenth of the time."""
     collecting = gc.isenabled()
     gc.disable()
     try:
-        schedule = build_schedule(wanted, host())
+        yield
     finally:
         if collecting:
             gc.enable()
+
+
+def _compile(tape: Tape, nodes: list[Node], held: list[bool], reason: str) -> Compiled:
+    begin = time.perf_counter()
+    wanted = [n for n, h in zip(nodes, held, strict=True) if h and n.call.outs is None]
+    with _no_collection():
+        schedule = build_schedule(wanted, host())
     middle = time.perf_counter()
     codes = compile_many([c.request for c in schedule.calls])
     end = time.perf_counter()
@@ -188,8 +231,6 @@ def _compile(tape: Tape, nodes: list[Node], held: list[bool], reason: str) -> Co
 
 
 def _report(nodes: list[Node], wanted: list[Node], schedule: Schedule, planning: float, compiling: float, reason: str) -> None:
-    import sys
-
     where = describe_location(nodes[-1].where) if nodes else ""
     print(
         f"cermet: {reason}: compiled a program of {len(nodes)} nodes, {len(wanted)} results, {len(schedule.calls)} launches "
@@ -199,13 +240,43 @@ def _report(nodes: list[Node], wanted: list[Node], schedule: Schedule, planning:
 
 
 def _assemble(tape: Tape, nodes: list[Node], wanted: list[Node], schedule: Schedule, codes: list[Any]) -> Compiled:
+    out, base_of, scalar_of, kinds = _ties(tape, wanted, schedule)
+    if schedule.donations:
+        uses = _uses(nodes)
+        for final, leaf in schedule.donations:
+            out.donations.append((base_of[final] - len(out.leaves) - 1, -1 - tape.leaves[leaf], uses.get(leaf, 0)))
+    status = len(out.leaves) + len(out.outputs) + 1
+    launches: list[Launch] = []
+    last_check = max([k for k, c in enumerate(schedule.calls) if any(a[0] == "status" for a in c.args)], default=-1)
+    for k, (call, code) in enumerate(zip(schedule.calls, codes, strict=True)):
+        args = [_argument(a, base_of, scalar_of, schedule.offsets, status) for a in call.args]
+        launches.append(Launch(code.address, args, call.blocks, call.grain, call.scratch, code, call.name))
+        if k == last_check and schedule.donations:
+            launches.append(Gate(Pointer(status, 0)))  # bad data must be noticed before leaves are overwritten
+    out.program = Program(launches, status if out.has_status else status - 1, kinds, schedule.arena_bytes)
+    out.names = [c.name for c in schedule.calls]
+    return out
+
+
+def _uses(nodes: list[Node]) -> dict[Node, int]:
+    """How often each node is an input of the recording's."""
+    uses: dict[Node, int] = {}
+    for n in nodes:
+        for i in n.inputs:
+            uses[i] = uses.get(i, 0) + 1
+    return uses
+
+
+def _ties(tape: Any, wanted: list[Node], schedule: Schedule) -> tuple[Compiled, dict[Node, int], dict[Node, int], str]:
+    """(leaves, scalars, outputs and results of a program that has no launches yet, bases of leaves and outputs, numbers of scalars, their
+    kinds)."""
     out = Compiled()
     numbers = tape.leaves
     base_of: dict[Node, int] = {}
     scalar_of: dict[Node, int] = {}
     kinds = ""
     for call in schedule.calls:
-        for arg in call.args:
+        for arg in call.args if call.origin is None else (*call.args, *call.origin.operands.values()):
             value = arg[1]
             if arg[0] == "node" and value.buffer is not None and value not in base_of:
                 out.leaves.append(-1 - numbers[value])
@@ -228,24 +299,7 @@ def _assemble(tape: Tape, nodes: list[Node], wanted: list[Node], schedule: Sched
             out.outputs.append(final.meta.nbytes)
             base_of[final] = count + len(out.outputs)
         out.results.append((node.pos, output_of[final]))
-    if schedule.donations:
-        uses: dict[Node, int] = {}
-        for n in nodes:
-            for i in n.inputs:
-                uses[i] = uses.get(i, 0) + 1
-        for final, leaf in schedule.donations:
-            out.donations.append((output_of[final], -1 - numbers[leaf], uses.get(leaf, 0)))
-    status = count + len(out.outputs) + 1
-    launches: list[Launch] = []
-    last_check = max([k for k, c in enumerate(schedule.calls) if any(a[0] == "status" for a in c.args)], default=-1)
-    for k, (call, code) in enumerate(zip(schedule.calls, codes, strict=True)):
-        args = [_argument(a, base_of, scalar_of, schedule.offsets, status) for a in call.args]
-        launches.append(Launch(code.address, args, call.blocks, call.grain, call.scratch, code, call.name))
-        if k == last_check and schedule.donations:
-            launches.append(Gate(Pointer(status, 0)))  # bad data must be noticed before leaves are overwritten
-    out.program = Program(launches, status if out.has_status else status - 1, kinds, schedule.arena_bytes)
-    out.names = [c.name for c in schedule.calls]
-    return out
+    return out, base_of, scalar_of, kinds
 
 
 def _argument(
@@ -265,21 +319,44 @@ def _argument(
 
 
 def _run(compiled: Compiled, nodes: list[Node], leaves: list[Node]) -> bool:
-    """Run, and give the results to their nodes. False where a kernel met bad data; then nothing was given."""
-    taken = _donated(compiled, leaves) if compiled.donations else {}
-    buffers = [taken.get(k) or Buffer(n) for k, n in enumerate(compiled.outputs)]
-    bases = [leaves[k].buffer.ptr for k in compiled.leaves]
-    bases += [b.ptr for b in buffers]
+    """Run, and give the results to their nodes. False where a kernel met bad data; then nothing was given.
+
+    A small program costs little more than this: hence loops where comprehensions would be shorter, each a call of its own in Python 3.11.
+    """
+    bases = []
+    for k in compiled.leaves:
+        bases.append(leaves[k].buffer.ptr)
+    buffers = []
+    taken = _donated(compiled, leaves) if compiled.donations else None
+    for k, n in enumerate(compiled.outputs):
+        buffer = taken.get(k) if taken else None
+        if buffer is None:
+            buffer = Buffer(n)
+        buffers.append(buffer)
+        bases.append(buffer.ptr)
     if compiled.has_status:
         status = Buffer(8)
         word = status.view("int64", (1,), writeable=True)
         word[0] = 0
         bases.append(status.ptr)
-    compiled.program.run(bases, [leaves[k].buffer for k in compiled.scalars])
+    scalars: Any = ()
+    if compiled.scalars:
+        scalars = []
+        for k in compiled.scalars:
+            scalars.append(leaves[k].buffer)
+    compiled.program.run(bases, scalars)
     if compiled.has_status and word[0]:
         return False
     for position, number in compiled.results:
-        set_value(nodes[position], buffers[number] if number >= 0 else leaves[-1 - number].buffer)
+        node = nodes[position]
+        if number >= 0:  # `set_value`, for the buffer of an output
+            node.buffer = buffers[number]
+            m = node.meta
+            node.call = m.leaf or data_call(m)
+            node.inputs = ()
+            node.epoch = None
+        else:
+            set_value(node, leaves[-1 - number].buffer)
     return True
 
 
@@ -292,13 +369,10 @@ def _donated(compiled: Compiled, leaves: list[Node]) -> dict[int, Buffer]:
     out: dict[int, Buffer] = {}
     for output, leaf, uses in compiled.donations:
         node = leaves[leaf]
-        if (
-            output not in out
-            and getrefcount(node) == uses + _LEAF_REFERENCES
-            and getrefcount(node.buffer) == 2
-            and node.buffer.owner is None
-        ):
-            out[output] = node.buffer
+        if getrefcount(node) == uses + _LEAF_REFERENCES and output not in out:
+            buffer = node.buffer
+            if getrefcount(buffer) == 3 and buffer.owner is None:
+                out[output] = buffer
     return out
 
 

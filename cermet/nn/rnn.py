@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cermet.frontend.autograd import is_grad_enabled
 from cermet.frontend.interop import from_array
 from cermet.nn import functional, init
 from cermet.nn.module import Module
@@ -32,6 +33,11 @@ def _uniform(module: Module, hidden_size: int) -> None:
     bound = 1.0 / math.sqrt(hidden_size) if hidden_size > 0 else 0.0
     for p in module.parameters():
         init.uniform_(p, -bound, bound)
+
+
+def _wants_gradient(values: list[Any]) -> bool:
+    """Whether a gradient may be asked for: then what it reads is kept."""
+    return is_grad_enabled() and any(v.requires_grad for v in values)
 
 
 class RNNBase(Module):
@@ -121,8 +127,8 @@ class RNNBase(Module):
 
     # --------------------------------------------------------------------------------------------------------- forward
 
-    def _direction(self, x: Any, states: tuple[Any, ...], keep: Any, suffix: str) -> tuple[Any, ...]:
-        """One direction of one layer over (T, B, F): the hidden states, the last one, and for an LSTM the last cell state."""
+    def _direction(self, x: Any, states: tuple[Any, ...], keep: Any, suffix: str, batch_first: bool) -> tuple[Any, ...]:
+        """One direction of one layer: the hidden states laid out as ``x``, the last one, and for an LSTM the last cell state."""
         bias_ih: Any = getattr(self, "bias_ih" + suffix) if self.bias else None
         bias_hh: Any = getattr(self, "bias_hh" + suffix) if self.bias else None
         # A GRU's reset gate applies to the recurrent product with its bias; elsewhere the two biases are one.
@@ -132,23 +138,26 @@ class RNNBase(Module):
         inputs += [bias_hh] if apart else []
         inputs += [getattr(self, "weight_hr" + suffix)] if self.proj_size else []
         inputs += [keep] if keep is not None else []
-        return recurrent(
+        _, *out = recurrent(
             *inputs,
             kind=self._kind,
             reverse=suffix.endswith("reverse"),
             bias=apart,
             projected=self.proj_size > 0,
             masked=keep is not None,
+            saves=_wants_gradient(inputs),
+            batch_first=batch_first,
         )
+        return tuple(out)
 
-    def _layers(self, x: Any, states: tuple[Any, ...], keep: Any) -> tuple[Any, tuple[Any, ...]]:
-        """All layers over (T, B, F), from ``states`` (layers * directions, B, H) each."""
+    def _layers(self, x: Any, states: tuple[Any, ...], keep: Any, batch_first: bool) -> tuple[Any, tuple[Any, ...]]:
+        """All layers over (T, B, F), or (B, T, F), from ``states`` (layers * directions, B, H) each."""
         last: list[tuple[Any, ...]] = []
         for layer in range(self.num_layers):
             outs = []
             for suffix in self._suffixes(layer):
                 k = len(last)
-                y, *new = self._direction(x, tuple(s[k] for s in states), keep, suffix)
+                y, *new = self._direction(x, tuple(s[k] for s in states), keep, suffix, batch_first)
                 outs.append(y)
                 last.append(tuple(new))
             x = outs[0] if len(outs) == 1 else PUBLIC[("", "cat")].fn(outs, -1)
@@ -214,11 +223,12 @@ class RNNBase(Module):
                 f"{type(self).__name__}: expected (T, B, F), or (T, F) without a batch, got shape {list(input.shape)}"
             )
         self._check_features(input.shape[-1])
-        x = input.unsqueeze(1) if ndim == 2 else input.transpose(0, 1) if self.batch_first else input
-        y, states = self._layers(x, self._initial(hx, x.shape[1], x.dtype, ndim == 3), None)
+        batch_first = self.batch_first and ndim == 3
+        x = input.unsqueeze(1) if ndim == 2 else input
+        y, states = self._layers(x, self._initial(hx, x.shape[0 if batch_first else 1], x.dtype, ndim == 3), None, batch_first)
         if ndim == 2:
             return y.squeeze(1), self._result(tuple(s.squeeze(1) for s in states))
-        return y.transpose(0, 1) if self.batch_first else y, self._result(states)
+        return y, self._result(states)
 
     def _packed(self, packed: PackedSequence, hx: Any) -> Any:
         """Padded inside, with a mask: a program then depends on the longest length alone, not on all of them."""
@@ -230,7 +240,7 @@ class RNNBase(Module):
             states = tuple(s.index_select(1, packed.sorted_indices) for s in states)
         whole = bool((lengths == steps).all())
         keep = None if whole else from_array(lengths[None, :] > np.arange(steps)[:, None])
-        y, last = self._layers(padded_rows(packed.data, lengths, steps), states, keep)
+        y, last = self._layers(padded_rows(packed.data, lengths, steps), states, keep, False)
         if packed.unsorted_indices is not None:
             last = tuple(s.index_select(1, packed.unsorted_indices) for s in last)
         out = PackedSequence(packed_rows(y, lengths), packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
@@ -329,7 +339,7 @@ class RNNCellBase(Module):
             states = tuple(s.unsqueeze(0) if len(s.shape) == 1 else s for s in states)
         biases = (self.bias_hh,) if self.bias else ()
         gx = F.linear(x, self.weight_ih, self.bias_ih)
-        _, *new = recurrent(
+        _, _, *new = recurrent(
             shaped(gx, (1, *gx.shape)),
             self.weight_hh,
             *states,
@@ -339,6 +349,8 @@ class RNNCellBase(Module):
             bias=self.bias,
             projected=False,
             masked=False,
+            saves=False,
+            batch_first=False,
         )
         return tuple(new) if batched else tuple(s.squeeze(0) for s in new)
 

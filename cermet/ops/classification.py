@@ -363,7 +363,7 @@ def _class_dim(x: Any, name: str) -> int:
     return 0 if len(x.shape) == 1 else 1
 
 
-@public(namespaces=("nn.functional",), method=False)
+@public(namespaces=("nn.functional",), method=False, autocast="float32")
 def cross_entropy(
     input: Any,
     target: Any,
@@ -398,7 +398,7 @@ def cross_entropy(
     return op(input, target, *given, dim=dim, ignore=int(ignore_index), smoothing=smoothing, reduction=kind)
 
 
-@public(namespaces=("nn.functional",), method=False)
+@public(namespaces=("nn.functional",), method=False, autocast="float32")
 def nll_loss(
     input: Any,
     target: Any,

@@ -155,7 +155,7 @@ linear_weight_grad: OpDef = OpDef(
 )
 
 
-@public(namespaces=("nn.functional",), method=False)
+@public(namespaces=("nn.functional",), method=False, autocast="lower")
 def linear(input: Any, weight: Any, bias: Any = None) -> Any:
     """``input @ weight.T + bias``.
 
@@ -172,7 +172,7 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Any:
     return linear_op(input, weight) if bias is None else linear_op(input, weight, bias)
 
 
-@public(namespaces=("nn.functional",), method=False)
+@public(namespaces=("nn.functional",), method=False, autocast="lower")
 def bilinear(input1: Any, input2: Any, weight: Any, bias: Any = None) -> Any:
     """``y[..., o] = input1[..., i] weight[o, i, j] input2[..., j] + bias[o]``."""
     out = einsum("...i,oij,...j->...o", input1, weight, input2)
@@ -217,7 +217,7 @@ def product(a: Any, b: Any) -> Any:
     return contract(spread_like(a, (*batch, *sa[-2:])), spread_like(b, (*batch, *sb[-2:])))
 
 
-@public()
+@public(autocast="lower")
 def matmul(input: Any, other: Any) -> Any:
     """Matrix product; leading dimensions are batches and broadcast, a vector counts as a row on the left and a column on the
     right.
@@ -230,7 +230,7 @@ def matmul(input: Any, other: Any) -> Any:
     return product(input, other)
 
 
-@public()
+@public(autocast="lower")
 def mm(input: Any, mat2: Any) -> Any:
     """Product of two matrices."""
     _check_dim("mm", input, 2, "input")
@@ -238,7 +238,7 @@ def mm(input: Any, mat2: Any) -> Any:
     return contract(input, mat2)
 
 
-@public()
+@public(autocast="lower")
 def bmm(input: Any, mat2: Any) -> Any:
     """Products of two stacks of matrices, (B, M, K) and (B, K, N)."""
     _check_dim("bmm", input, 3, "input")
@@ -246,7 +246,7 @@ def bmm(input: Any, mat2: Any) -> Any:
     return contract(input, mat2)
 
 
-@public()
+@public(autocast="lower")
 def mv(input: Any, vec: Any) -> Any:
     """Product of a matrix and a vector."""
     _check_dim("mv", input, 2, "input")
@@ -290,13 +290,13 @@ def _weighted_sum(input: Any, product_: Any, beta: float, alpha: float) -> Any:
     return add(scaled(input, beta), p)
 
 
-@public(inplace=True)
+@public(inplace=True, autocast="lower")
 def addmm(input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
     """``beta * input + alpha * mat1 @ mat2``; input broadcasts."""
     return _weighted_sum(input, mm(mat1, mat2), beta, alpha)
 
 
-@public(inplace=True)
+@public(inplace=True, autocast="lower")
 def addmv(input: Any, mat: Any, vec: Any, *, beta: float = 1, alpha: float = 1) -> Any:
     """``beta * input + alpha * mat @ vec``."""
     return _weighted_sum(input, mv(mat, vec), beta, alpha)
@@ -308,13 +308,13 @@ def addr(input: Any, vec1: Any, vec2: Any, *, beta: float = 1, alpha: float = 1)
     return _weighted_sum(input, outer(vec1, vec2), beta, alpha)
 
 
-@public(inplace=True)
+@public(inplace=True, autocast="lower")
 def baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
     """``beta * input + alpha * bmm(batch1, batch2)``."""
     return _weighted_sum(input, bmm(batch1, batch2), beta, alpha)
 
 
-@public(inplace=True)
+@public(inplace=True, autocast="lower")
 def addbmm(input: Any, batch1: Any, batch2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
     """``beta * input + alpha *`` the sum over the batch of ``batch1 @ batch2``."""
     _check_dim("addbmm", batch1, 3, "batch1")
@@ -322,7 +322,7 @@ def addbmm(input: Any, batch1: Any, batch2: Any, *, beta: float = 1, alpha: floa
     return _weighted_sum(input, einsum("bij,bjk->ik", batch1, batch2), beta, alpha)
 
 
-@public(method=False)
+@public(method=False, autocast="lower")
 def tensordot(a: Any, b: Any, dims: Any = 2) -> Any:
     """Sum of products over several dimensions.
 
@@ -361,7 +361,7 @@ def kron(input: Any, other: Any) -> Any:
     return shaped(mul(x, y), [p * q for p, q in zip(sa, sb)])
 
 
-@public(method=False)
+@public(method=False, autocast="lower")
 def einsum(equation: Any, *operands: Any) -> Any:
     """Sums of products in Einstein's notation: ``einsum("bij,bjk->bik", x, y)``, with ``...``, repeated and implicit labels.
 

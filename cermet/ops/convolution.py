@@ -313,7 +313,7 @@ def _conv3(x: Any, w: Any, bias: Any, stride: Any, padding: Any, dilation: Any, 
     return permute(reshape(y, shape=(n, depth, o, *y.shape[2:])), dims=(0, 2, 1, 3, 4))
 
 
-@public(namespaces=("", "nn.functional"), method=False)
+@public(namespaces=("", "nn.functional"), method=False, autocast="lower")
 def conv1d(
     input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Any:
@@ -321,7 +321,7 @@ def conv1d(
     return _conv("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
 
 
-@public(namespaces=("", "nn.functional"), method=False)
+@public(namespaces=("", "nn.functional"), method=False, autocast="lower")
 def conv2d(
     input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Any:
@@ -329,7 +329,7 @@ def conv2d(
     return _conv("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
 
 
-@public(namespaces=("", "nn.functional"), method=False)
+@public(namespaces=("", "nn.functional"), method=False, autocast="lower")
 def conv3d(
     input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Any:
@@ -401,7 +401,7 @@ def _conv_transpose(
     return _unbatched(y, single)
 
 
-@public(namespaces=("", "nn.functional"), method=False)
+@public(namespaces=("", "nn.functional"), method=False, autocast="lower")
 def conv_transpose1d(
     input: Any,
     weight: Any,
@@ -416,7 +416,7 @@ def conv_transpose1d(
     return _conv_transpose("conv_transpose1d", 1, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
-@public(namespaces=("", "nn.functional"), method=False)
+@public(namespaces=("", "nn.functional"), method=False, autocast="lower")
 def conv_transpose2d(
     input: Any,
     weight: Any,
@@ -431,7 +431,7 @@ def conv_transpose2d(
     return _conv_transpose("conv_transpose2d", 2, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
-@public(namespaces=("", "nn.functional"), method=False)
+@public(namespaces=("", "nn.functional"), method=False, autocast="lower")
 def conv_transpose3d(
     input: Any,
     weight: Any,

@@ -244,7 +244,7 @@ def _with_blanks(targets: Any, lengths: Any, blank: int) -> tuple[Any, Any]:
     return sequence, mul(ne(sequence, blank), ne(sequence, before))
 
 
-@public(namespaces=("nn.functional", ""), method=False)
+@public(namespaces=("nn.functional", ""), method=False, autocast="float32")
 def ctc_loss(
     log_probs: Any,
     targets: Any,

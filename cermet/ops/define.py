@@ -19,7 +19,7 @@ from cermet.graph.node import Call, Meta, Node
 __all__ = ["OUT", "REGISTRY", "Arg", "Failing", "OpDef", "Sample", "ShapeError", "VjpContext", "call_op", "hooks"]
 
 OUT = -1
-"""In ``saves``: the op's own (first) result."""
+"""In ``saves``: the op's own (first) result; ``OUT - 1`` the second, and so on."""
 
 
 class ShapeError(RuntimeError, ValueError):
@@ -116,7 +116,7 @@ class OpDef:
 
     Args:
         name: unique name; also that of the node in dumps.
-        kind: fusion class, one of ``leaf elementwise movement reduce scan gather scatter contraction convolution sort random composite``.
+        kind: fusion class, one of ``leaf elementwise movement reduce scan gather scatter contraction convolution attention sort random composite``.
         attrs: names of the attributes, in order. Values must be hashable.
         infer: ``infer(*metas, **attrs) -> Meta | tuple[Meta, ...]``: shape and dtype rule; raises TypeError/ValueError/IndexError
             with a text that starts with the op's name and says what was passed, what was expected and how to mend it.
@@ -204,6 +204,8 @@ class OpDef:
         key = (attrs, metas)
         found = self.calls.get(key)
         if found is None:
+            if any(hasattr(a, "pinned") for a in attrs):  # numbers of a capture: what a graph is made of are plain ones
+                return self.call_for(tuple([a.pinned() if hasattr(a, "pinned") else a for a in attrs]), metas)
             result = self.infer(*metas, **dict(zip(self.attrs, attrs, strict=True)))
             if len(self.calls) > 20_000:  # bounded; a dropped call only costs a fresh id, so a compiled program more
                 self.calls.clear()
@@ -222,13 +224,15 @@ class OpDef:
 
 
 class _Hooks:
-    """Where upper rooms plug in: how to apply an op to tensors, how to make a tensor of a scalar or array, how to make a view."""
+    """Where upper rooms plug in: how to apply an op to tensors, how to make a tensor of a scalar or array, how to make a view; ``looked``
+    says that what comes next depends on more than the metas of the tensors given."""
 
     view: Callable[[OpDef, Any, tuple[Any, ...]], Any]
     reshape: Callable[[Any, tuple[int, ...], bool], Any]
     apply_tensor: Callable[[OpDef, tuple[Any, ...], tuple[Any, ...]], Any]
     to_tensor: Callable[..., Any]
     finish: Callable[..., Any]
+    looked: Callable[[], None]
 
 
 hooks = _Hooks()

@@ -57,7 +57,7 @@ def _apply_vjp(n: Node, gs: list[Any], needs: tuple[bool, ...]) -> Sequence[Any]
     op = n.call.op
     saved: dict[int, Any] = {}
     for i in n.call.saves:
-        saved[i] = (getitem(n, 0) if n.call.outs else n) if i == OUT else n.inputs[i]
+        saved[i] = n.inputs[i] if i >= 0 else getitem(n, OUT - i) if n.call.outs else n
     out = gradient_rule(op)(VjpContext(n.call, saved, needs), *gs)
     return out if isinstance(out, tuple | list) else (out,)
 

@@ -135,7 +135,7 @@ def _by_products(a: Any, b: Any) -> Any:
     return sqrt(clamp_min(sub(squares, mul(contract(a, turned), 2.0)), 0.0))
 
 
-@public(method=False)
+@public(method=False, autocast="float32")
 def cdist(x1: Any, x2: Any, p: float = 2.0, compute_mode: str = "use_mm_for_euclid_dist_if_necessary") -> Any:
     """All p-norm distances between the rows of (B, P, M) and (B, R, M), as (B, P, R); batches broadcast.
 

@@ -238,7 +238,7 @@ grid_sample_op = OpDef(
 # ------------------------------------------------------------------------------------------------------------------ public
 
 
-@public(namespaces=("nn.functional",), method=False)
+@public(namespaces=("nn.functional",), method=False, autocast="float32")
 def grid_sample(
     input: Any, grid: Any, mode: str = "bilinear", padding_mode: str = "zeros", align_corners: bool | None = None
 ) -> Any:

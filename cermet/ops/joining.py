@@ -130,7 +130,7 @@ def _tensors(tensors: Any, name: str) -> list[Any]:
     return out
 
 
-@public(method=False, aliases=("concat", "concatenate"))
+@public(method=False, aliases=("concat", "concatenate"), autocast="widest")
 def cat(tensors: Any, dim: int = 0) -> Any:
     """The tensors one after another along ``dim``; all other sizes must agree. Empty vectors are passed over.
 
@@ -146,7 +146,7 @@ def cat(tensors: Any, dim: int = 0) -> Any:
     return cat_op(*kept, dim=wrap_dim(dim, len(kept[0].shape), "cat"))
 
 
-@public(method=False)
+@public(method=False, autocast="widest")
 def stack(tensors: Any, dim: int = 0) -> Any:
     """The tensors, all of one shape, along a new dimension.
 
@@ -173,26 +173,26 @@ def _at_least(x: Any, n: int) -> Any:
     return reshape(x, shape=new)
 
 
-@public(method=False)
+@public(method=False, autocast="widest")
 def hstack(tensors: Any) -> Any:
     """The tensors side by side: along the second dimension, vectors along the first."""
     xs = [_at_least(x, 1) for x in _tensors(tensors, "hstack")]
     return cat(xs, 0 if len(xs[0].shape) == 1 else 1)
 
 
-@public(method=False, aliases=("row_stack",))
+@public(method=False, aliases=("row_stack",), autocast="widest")
 def vstack(tensors: Any) -> Any:
     """The tensors below one another; vectors are rows."""
     return cat([_at_least(x, 2) for x in _tensors(tensors, "vstack")], 0)
 
 
-@public(method=False)
+@public(method=False, autocast="widest")
 def dstack(tensors: Any) -> Any:
     """The tensors behind one another, along the third dimension."""
     return cat([_at_least(x, 3) for x in _tensors(tensors, "dstack")], 2)
 
 
-@public(method=False)
+@public(method=False, autocast="widest")
 def column_stack(tensors: Any) -> Any:
     """The tensors side by side; vectors are columns."""
     xs = [

@@ -56,6 +56,25 @@ iota = OpDef(
 item = OpDef("item", "leaf", lambda m, *, index: m, attrs=("index",), doc="One result of an op with several.")
 
 
+result = OpDef(
+    "result",
+    "result",
+    lambda m, *, index: m,
+    attrs=("index",),
+    doc="Inside the compiler: one result, in memory of its own, of a primitive with several.",
+)
+
+
+def results_of(node: Node) -> tuple[Node, ...]:
+    """The results of a primitive with several, as nodes for the compiler."""
+    out = []
+    for index, m in enumerate(node.call.outs or ()):
+        key = (node.call, index)
+        call = result.calls.get(key) or result.calls.setdefault(key, Call(result, (index,), (node.meta,), m))
+        out.append(Node(call, (node,)))
+    return tuple(out)
+
+
 def data_call(m: Meta) -> Call:
     """The call of a data leaf of meta ``m``, kept on it: every value that an evaluation gives asks for it."""
     call = m.leaf

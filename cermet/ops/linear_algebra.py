@@ -86,7 +86,7 @@ def norm(A: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dty
     return vector_norm(A, ord, dim, keepdim, dtype=dtype)
 
 
-@public(namespaces=_HERE, method=False)
+@public(namespaces=_HERE, method=False, autocast="lower")
 def multi_dot(tensors: Sequence[Any]) -> Any:
     """The product of two or more matrices, in the order of fewest multiplications (Cormen et al., Introduction to Algorithms, 15.2); the
     first and the last may be vectors.

@@ -169,7 +169,7 @@ def reduced(x: Any, reduction: str) -> Any:
     return x if reduction == "none" else mean_of(x, dims) if reduction == "mean" else sum_of(x, dims)
 
 
-@public(namespaces=("nn.functional",), method=False)
+@public(namespaces=("nn.functional",), method=False, autocast="float32")
 def mse_loss(
     input: Any, target: Any, size_average: Any = None, reduce: Any = None, reduction: str = "mean", weight: Any = None
 ) -> Any:
@@ -179,7 +179,7 @@ def mse_loss(
     )
 
 
-@public(namespaces=("nn.functional",), method=False)
+@public(namespaces=("nn.functional",), method=False, autocast="float32")
 def l1_loss(
     input: Any, target: Any, size_average: Any = None, reduce: Any = None, reduction: str = "mean", weight: Any = None
 ) -> Any:
@@ -187,7 +187,7 @@ def l1_loss(
     return _difference_loss(l1_op, "l1_loss", input, target, check_reduction(reduction, "l1_loss", size_average, reduce), weight)
 
 
-@public(namespaces=("nn.functional",), method=False)
+@public(namespaces=("nn.functional",), method=False, autocast="float32")
 def smooth_l1_loss(
     input: Any, target: Any, size_average: Any = None, reduce: Any = None, reduction: str = "mean", beta: float = 1.0
 ) -> Any:
@@ -198,7 +198,7 @@ def smooth_l1_loss(
     return _difference_loss(smooth_l1_op, "smooth_l1_loss", input, target, kind, beta=float(beta))
 
 
-@public(namespaces=("nn.functional",), method=False)
+@public(namespaces=("nn.functional",), method=False, autocast="float32")
 def huber_loss(input: Any, target: Any, reduction: str = "mean", delta: float = 1.0, weight: Any = None) -> Any:
     """Half the square for differences below ``delta``, linear beyond."""
     if delta <= 0:
@@ -255,7 +255,7 @@ bce_logits_weighted_op = pairwise_loss(
 )
 
 
-@public(namespaces=("nn.functional",), method=False)
+@public(namespaces=("nn.functional",), method=False, autocast="float32")
 def binary_cross_entropy(
     input: Any, target: Any, weight: Any = None, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
 ) -> Any:
@@ -277,7 +277,7 @@ def _same_shape(name: str, input: Any, target: Any) -> None:
         raise ValueError(f"{name}: the target has shape {list(target.shape)}, the input {list(input.shape)}; they must be equal")
 
 
-@public(namespaces=("", "nn.functional"), method=False)
+@public(namespaces=("", "nn.functional"), method=False, autocast="float32")
 def binary_cross_entropy_with_logits(
     input: Any,
     target: Any,
@@ -324,7 +324,7 @@ kl_log_op = pairwise_loss(
 )
 
 
-@public(namespaces=("", "nn.functional"), method=False)
+@public(namespaces=("", "nn.functional"), method=False, autocast="float32")
 def kl_div(
     input: Any, target: Any, size_average: Any = None, reduce: Any = None, reduction: str = "mean", log_target: bool = False
 ) -> Any:
@@ -373,7 +373,7 @@ poisson_op = pairwise_loss(
 )
 
 
-@public(namespaces=("", "nn.functional"), method=False)
+@public(namespaces=("", "nn.functional"), method=False, autocast="float32")
 def poisson_nll_loss(
     input: Any,
     target: Any,
@@ -412,7 +412,7 @@ gaussian_op = pairwise_loss(
 )
 
 
-@public(namespaces=("nn.functional",), method=False)
+@public(namespaces=("nn.functional",), method=False, autocast="float32")
 def gaussian_nll_loss(input: Any, target: Any, var: Any, full: bool = False, eps: float = 1e-6, reduction: str = "mean") -> Any:
     """Negative log likelihood under normal distributions with mean ``input`` and variance ``var`` (a number, of the input's
     shape, or

@@ -29,14 +29,14 @@ def _kept(name: str, reduction: str, size_average: Any, reduce: Any) -> str:
     return check_reduction(reduction, name, size_average, reduce)
 
 
-@public(namespaces=("nn.functional",), method=False)
+@public(namespaces=("nn.functional",), method=False, autocast="float32")
 def soft_margin_loss(input: Any, target: Any, size_average: Any = None, reduce: Any = None, reduction: str = "mean") -> Any:
     """log(1 + exp(-y x)) for targets y of 1 and -1."""
     x, y = promote(input, target)
     return reduced(_softplus(neg(mul(x, y))), _kept("soft_margin_loss", reduction, size_average, reduce))
 
 
-@public(namespaces=("", "nn.functional"), method=False)
+@public(namespaces=("", "nn.functional"), method=False, autocast="float32")
 def margin_ranking_loss(
     input1: Any,
     input2: Any,
@@ -52,7 +52,7 @@ def margin_ranking_loss(
     return reduced(_hinge(add(neg(mul(y, sub(a, b))), float(margin))), kind)
 
 
-@public(namespaces=("", "nn.functional"), method=False)
+@public(namespaces=("", "nn.functional"), method=False, autocast="float32")
 def hinge_embedding_loss(
     input: Any, target: Any, margin: float = 1.0, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
 ) -> Any:
@@ -63,7 +63,7 @@ def hinge_embedding_loss(
     return reduced(add(low, where(ne(y, -1), x, zero)), _kept("hinge_embedding_loss", reduction, size_average, reduce))
 
 
-@public(namespaces=("", "nn.functional"), method=False)
+@public(namespaces=("", "nn.functional"), method=False, autocast="float32")
 def cosine_embedding_loss(
     input1: Any,
     input2: Any,
@@ -100,7 +100,7 @@ def _triplet(anchor: Any, positive: Any, negative: Any, distance: Callable[[Any,
     return _hinge(add(sub(near, far), float(margin)))
 
 
-@public(namespaces=("", "nn.functional"), method=False)
+@public(namespaces=("", "nn.functional"), method=False, autocast="float32")
 def triplet_margin_loss(
     anchor: Any,
     positive: Any,
@@ -120,7 +120,7 @@ def triplet_margin_loss(
     return reduced(_triplet(anchor, positive, negative, lambda a, b: _distance(a, b, p, eps), margin, swap), kind)
 
 
-@public(namespaces=("nn.functional",), method=False)
+@public(namespaces=("nn.functional",), method=False, autocast="float32")
 def triplet_margin_with_distance_loss(
     anchor: Any,
     positive: Any,
@@ -146,7 +146,7 @@ def _as_rows(name: str, x: Any) -> tuple[Any, bool]:
     return (shaped(x, (1, x.shape[0])), True) if len(x.shape) == 1 else (x, False)
 
 
-@public(namespaces=("nn.functional",), method=False)
+@public(namespaces=("nn.functional",), method=False, autocast="float32")
 def multi_margin_loss(
     input: Any,
     target: Any,
@@ -177,7 +177,7 @@ def multi_margin_loss(
     return reduced(shaped(row, ()) if single else row, kind)
 
 
-@public(namespaces=("nn.functional",), method=False)
+@public(namespaces=("nn.functional",), method=False, autocast="float32")
 def multilabel_soft_margin_loss(
     input: Any, target: Any, weight: Any = None, size_average: Any = None, reduce: Any = None, reduction: str = "mean"
 ) -> Any:
@@ -191,7 +191,7 @@ def multilabel_soft_margin_loss(
     return reduced(row, _kept("multilabel_soft_margin_loss", reduction, size_average, reduce))
 
 
-@public(namespaces=("nn.functional",), method=False)
+@public(namespaces=("nn.functional",), method=False, autocast="float32")
 def multilabel_margin_loss(input: Any, target: Any, size_average: Any = None, reduce: Any = None, reduction: str = "mean") -> Any:
     """The sum over labels y and classes i that are none of max(0, 1 - (x[y] - x[i])), over the number of classes.
 

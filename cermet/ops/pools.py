@@ -107,7 +107,7 @@ def avg_pool2d(
     return _avg("avg_pool2d", 2, input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
-@public(namespaces=("nn.functional",), method=False)
+@public(namespaces=("nn.functional",), method=False, autocast="float32")
 def avg_pool3d(
     input: Any,
     kernel_size: Any,

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["PUBLIC", "Public", "public"]
+from cermet.ops.autocast import autocasting
+
+__all__ = ["PUBLIC", "Entry", "Public", "dispatch", "public"]
 
 
 @dataclass(frozen=True)
@@ -39,24 +41,51 @@ PUBLIC: dict[tuple[str, str], Public] = {}
 _SPELLINGS = {"axis": "dim", "axes": "dim", "keepdims": "keepdim"}
 
 
-def _numpy_spellings(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Let ``axis`` and ``keepdims`` stand for ``dim`` and ``keepdim`` where the function has those."""
+class Entry:
+    """A public function and the calls of it that are remembered (see `cermet.frontend.memo`).
+
+    Attributes:
+        fn: the function itself. seen: signature -> what such a call comes to. tries: calls since the last that could be remembered.
+        plain: whether calls are made without looking for a remembered one.
+    """
+
+    __slots__ = ("fn", "plain", "seen", "tries")
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+        self.seen: dict[Any, Any] = {}
+        self.tries = 0
+        self.plain = False
+
+
+def _call(entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return entry.fn(*args, **kwargs)
+
+
+dispatch: list[Callable[[Entry, tuple[Any, ...], dict[str, Any]], Any]] = [_call]
+"""How the functions are called; the frontend puts its memory of calls here."""
+
+
+def _wrapped(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as users call it: by way of `dispatch`, with ``axis`` and ``keepdims`` standing for ``dim`` and ``keepdim`` where it has
+    those."""
     code = getattr(inspect.unwrap(fn), "__code__", None)  # inspect.signature would take a tenth of the package's import
     if code is None:  # a class
         return fn
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     accepted = {n: t for n, t in _SPELLINGS.items() if t in names and n not in names}
-    if not accepted:
-        return fn
+    entry = Entry(fn)
 
     @functools.wraps(fn)
-    def spelled(*args: Any, **kwargs: Any) -> Any:
-        if kwargs:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if kwargs and accepted:
             for name in accepted.keys() & kwargs.keys():
                 kwargs[accepted[name]] = kwargs.pop(name)
-        return fn(*args, **kwargs)
+        if entry.plain:
+            return fn(*args, **kwargs)
+        return dispatch[0](entry, args, kwargs)
 
-    return spelled
+    return wrapped
 
 
 def public(
@@ -67,16 +96,20 @@ def public(
     inplace: bool = False,
     aliases: tuple[str, ...] = (),
     prop: bool = False,
+    autocast: str = "",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declare a public function (decorator). ``aliases`` are further names for the same thing."""
+    """Declare a public function (decorator). ``aliases`` are further names for the same thing; ``autocast`` is its policy under mixed
+    precision (see `cermet.ops.autocast`), which its in-place form does not follow."""
 
     def declare(fn: Callable[..., Any]) -> Callable[..., Any]:
-        spelled = _numpy_spellings(fn)
+        wrapped = _wrapped(fn)
+        if autocast:
+            wrapped = autocasting(wrapped, autocast)
         for n in (name or fn.__name__.rstrip("_"), *aliases):
             key = (namespaces[0], n)
             if key in PUBLIC:
                 raise ValueError(f"public function {n!r} is declared twice in namespace {namespaces[0]!r}")
-            PUBLIC[key] = Public(n, spelled, namespaces, method, inplace, prop)
-        return spelled
+            PUBLIC[key] = Public(n, wrapped, namespaces, method, inplace, prop)
+        return wrapped
 
     return declare

@@ -141,6 +141,7 @@ bits_op = _drawing("random_bits", _bits_decompose, "Uniform random integers in 0
 
 def draw(count: int, generator: Any = None) -> tuple[Any, Any]:
     """(key, counter) scalars for ``count`` fresh counters of a generator (the default one for None)."""
+    hooks.looked()
     key, offset = (generator or state.default_generator).take(count)
     return hooks.to_tensor(key, dtype=dt.int64, like=None), hooks.to_tensor(offset, dtype=dt.int64, like=None)
 

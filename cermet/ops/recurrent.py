@@ -1,12 +1,12 @@
 """Recurrent layers: one direction of one layer over all time steps is one node.
 
-What does not depend on the state is outside: the inputs come multiplied with their weights, all steps in one contraction. The node's
-decomposition unrolls the steps, two kernels each; its gradient walks back through them, and makes the gradient of the recurrent
-weights with one contraction over all steps. The gradient runs the steps' decomposition again, which common-subexpression
-elimination merges with the forward pass where both are in one program.
+What does not depend on the state is outside: the inputs come multiplied with their weights, all steps in one contraction. The node
+becomes one primitive for all steps (`cermet.ops.recurrence`), its gradient another one and a contraction over all steps for
+the recurrent weights. The first result is what the way back reads; it is empty where no gradient is wanted (``saves``), and a gradient that
+is asked for all the same runs the steps again.
 
-Formulas: Elman 1990; Hochreiter, Schmidhuber 1997, with the forget gate of Gers et al. 2000; Cho et al. 2014 (arXiv:1406.1078), the
-reset gate applied after the product as in PyTorch; Sak et al. 2014 (arXiv:1402.1128) for the projection.
+A single step, and layers with a projection (Sak et al. 2014, arXiv:1402.1128), are composed of ordinary ops step by step; so is the
+gradient of the gradient, which is derived from that form.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from cermet import dtypes as dt
 from cermet.graph.node import Meta, meta
 from cermet.ops.composing import crop, narrow, shaped, spread_like, sum_of, wide
 from cermet.ops.contraction import contract
-from cermet.ops.define import Arg, Failing, OpDef, Sample, ShapeError
+from cermet.ops.define import OUT, Arg, Failing, OpDef, Sample, ShapeError, VjpContext
+from cermet.ops.differentiate import auto_vjp
 from cermet.ops.elementwise import add, gt, mul, sub, where
 from cermet.ops.joining import cat_op
 from cermet.ops.mathematics import sigmoid, tanh
 from cermet.ops.movement import permute, reshape
+from cermet.ops.recurrence import GATES, backward_parts, forward_parts, part, recurrence, recurrence_grad
 from cermet.ops.support import check_floating, same_dtype, zeros_like_value
 
 __all__ = ["GATES", "cell", "recurrent"]
 
-GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3}
-"""Kind -> rows of the weights per unit."""
+_ATTRS = ("kind", "reverse", "bias", "projected", "masked", "saves", "batch_first")
 
 
 # ------------------------------------------------------------------------------------------------------------- one step
@@ -108,10 +109,6 @@ def _at(x: Any, t: int) -> Any:
     return shaped(crop(x, (t, 0, 0), (1, rows, width)), (rows, width))
 
 
-def _order(steps: int, reverse: bool) -> range:
-    return range(steps - 1, -1, -1) if reverse else range(steps)
-
-
 def _kept(keep: Any, t: int, shape: Any) -> Any:
     """Whether each sequence has a step t, spread over ``shape`` (B, F)."""
     rows = keep.shape[1]
@@ -149,11 +146,54 @@ def _stacked(parts: list[Any]) -> Any:
     return cat_op(*rows, dim=0) if len(rows) > 1 else rows[0]
 
 
-def _decompose(*values: Any, kind: str, reverse: bool, bias: bool, projected: bool, masked: bool) -> Any:
-    v = _given(values, kind, bias, projected, masked)
-    _, ys, h, c = _walk(v, kind, reverse)
+def _turned(x: Any, batch_first: bool) -> Any:
+    """(B, T, F) as (T, B, F), and the other way round."""
+    return permute(x, dims=(1, 0, 2)) if batch_first else x
+
+
+def _sizes(shape: Any, batch_first: bool) -> tuple[int, int]:
+    """Steps and rows."""
+    return (shape[1], shape[0]) if batch_first else (shape[0], shape[1])
+
+
+def _whole(steps: int, projected: bool) -> bool:
+    """Whether one primitive runs all steps."""
+    return steps > 1 and not projected
+
+
+def _all_steps(v: _Given, a: dict[str, Any], saves: bool) -> Any:
+    """The primitive's vector."""
+    inputs = [i for i in (v.x, v.w, v.h, v.c, v.b, v.keep) if i is not None]
+    named = {n: a[n] for n in ("kind", "reverse", "bias", "masked", "batch_first")}
+    return recurrence(*inputs, saves=saves, **named)
+
+
+def _parts(v: _Given, a: dict[str, Any], saves: bool) -> dict[str, Any]:
+    steps, rows = _sizes(v.x.shape, a["batch_first"])
+    return forward_parts(a["kind"], steps, rows, v.h.shape[1], a["reverse"], saves, a["batch_first"])[0]
+
+
+def _decompose(*values: Any, **a: Any) -> Any:
+    kind, reverse, batch_first, saves = a["kind"], a["reverse"], a["batch_first"], a["saves"]
+    v = _given(values, kind, a["bias"], a["projected"], a["masked"])
     like = values[0]
-    out = (narrow(_stacked(ys), like), narrow(h, like))
+    steps, rows = _sizes(v.x.shape, batch_first)
+    if not _whole(steps, a["projected"]):
+        _, ys, h, c = _walk(v._replace(x=_turned(v.x, batch_first)), kind, reverse)
+        y, vector = _turned(_stacked(ys), batch_first), zeros_like_value(v.x, (0,))
+    else:
+        vector = _all_steps(v, a, saves)
+        parts = _parts(v, a, saves)
+        y = part(vector, parts["y"])
+        last = 0 if reverse else steps - 1
+        c = part(vector, parts["c"]) if kind == "lstm" else None
+        h = _at(_turned(y, batch_first), last)
+        c = _at(_turned(c, batch_first), last) if c is not None and saves else c
+        if v.keep is not None:
+            has = _turned(reshape(v.keep, shape=(steps, rows, 1)), batch_first)
+            y = where(spread_like(has, y.shape), y, zeros_like_value(y, ()))
+        vector = vector if saves else zeros_like_value(v.x, (0,))
+    out = (vector, narrow(y, like), narrow(h, like))
     return (*out, narrow(c, like)) if kind == "lstm" else out
 
 
@@ -252,52 +292,125 @@ def _outer(left: list[Any], right: list[Any]) -> Any:
     return contract(permute(a, dims=(1, 0)), b)
 
 
-def _grad_decompose(*values: Any, kind: str, reverse: bool, bias: bool, projected: bool, masked: bool) -> Any:
-    count = 3 if kind == "lstm" else 2
-    dy, dh, *rest = [wide(g) for g in values[:count]]
-    inputs = values[count:]
-    v = _given(inputs, kind, bias, projected, masked)
-    steps, _, _, _ = _walk(v, kind, reverse)
-    dc = rest[0] if rest else None
+def _grad_by_steps(*values: Any, given: tuple[bool, ...], **a: Any) -> Any:
+    """The gradients of the inputs in ordinary ops, step by step."""
+    kind, batch_first = a["kind"], a["batch_first"]
+    found = iter(values[: sum(given)])
+    inputs = values[sum(given) :]
+    v = _given(inputs, kind, a["bias"], a["projected"], a["masked"])
+    v = v._replace(x=_turned(v.x, batch_first))
+    steps, _, _, _ = _walk(v, kind, a["reverse"])
+    dy, dh, dc = [wide(next(found)) if g else None for g in given]
+    shape = (*v.x.shape[:2], v.h.shape[1])
+    dy = zeros_like_value(v.x, shape) if dy is None else _turned(dy, batch_first)
+    dh = zeros_like_value(v.x, v.h.shape) if dh is None else dh
+    dc = zeros_like_value(v.x, v.c.shape) if dc is None and v.c is not None else dc
     sums = _Sums()
     for s in reversed(steps):
         dh, dc = _back(kind, v, s, _at(dy, s.t), dh, dc, sums)
-    dx = _stacked([sums.x[t] for t in range(v.x.shape[0])])
+    dx = _turned(_stacked([sums.x[t] for t in range(v.x.shape[0])]), batch_first)
     out = [dx, _outer(sums.a, sums.h), dh]
     if kind == "lstm":
         out.append(dc)
-    if bias:
+    if a["bias"]:
         out.append(sum_of(_stacked(sums.a), (0, 1)))
-    if projected:
-        out.append(_outer([a for a, _ in sums.projected], [u for _, u in sums.projected]))
+    if a["projected"]:
+        out.append(_outer([left for left, _ in sums.projected], [u for _, u in sums.projected]))
     return tuple([narrow(g, x) for g, x in zip(out, inputs)])
 
 
-def _grad_infer(*metas: Meta, kind: str, reverse: bool, bias: bool, projected: bool, masked: bool) -> Any:
-    inputs = metas[3:] if kind == "lstm" else metas[2:]
+def _grad_decompose(*values: Any, given: tuple[bool, ...], traced: bool, **a: Any) -> Any:
+    count = sum(given)
+    gradients, inputs = values[:count], values[count + traced :]
+    kind, batch_first = a["kind"], a["batch_first"]
+    steps, rows = _sizes(inputs[0].shape, batch_first)
+    if not _whole(steps, a["projected"]):
+        return _grad_by_steps(*gradients, *inputs, given=given, **a)
+    v = _given(inputs, kind, a["bias"], a["projected"], a["masked"])
+    vector = values[count] if traced else _all_steps(v, a, True)
+    rest = [i for i in (v.c, v.keep) if i is not None]
+    back = recurrence_grad(
+        *[wide(g) for g in gradients], vector, v.w, *rest, kind=kind, reverse=a["reverse"], masked=a["masked"],
+        batch_first=batch_first, given=given, shape=(steps, rows),
+    )  # fmt: skip
+    parts = backward_parts(kind, steps, rows, v.h.shape[1], batch_first)[0]
+    found = {name: part(back, where_) for name, where_ in parts.items()}
+    da, before = [_flat(x) for x in (found.get("da", found["dx"]), part(vector, _parts(v, a, True)["before"]))]
+    out = [found["dx"], contract(permute(da, dims=(1, 0)), before), found["dh"]]
+    if kind == "lstm":
+        out.append(found["dc"])
+    if a["bias"]:
+        out.append(sum_of(da, 0))
+    return tuple([narrow(g, x) for g, x in zip(out, inputs)])
+
+
+def _flat(x: Any) -> Any:
+    """All steps of all rows, one behind the other."""
+    return shaped(x, (x.shape[0] * x.shape[1], x.shape[2]))
+
+
+def _grad_infer(*metas: Meta, given: tuple[bool, ...], traced: bool = False, masked: bool, **_: Any) -> Any:
+    inputs = metas[sum(given) + traced :]
     return tuple(inputs[:-1] if masked else inputs)
 
 
-_ATTRS = ("kind", "reverse", "bias", "projected", "masked")
+recurrent_grad_steps = OpDef(
+    "recurrent_grad_steps",
+    "composite",
+    _grad_infer,
+    attrs=(*_ATTRS, "given"),
+    vjp="auto",
+    decompose=_grad_by_steps,
+    dtypes=dt.FLOATING,
+    doc="As recurrent_grad, composed of ordinary ops step by step, so that it can be differentiated.",
+)
+
+
+def _grad_vjp(c: Any, *gs: Any) -> tuple[Any, ...]:
+    """By way of the form in steps, which computes the same from the inputs alone."""
+    named = {n: c.call.attr(n) for n in recurrent_grad_steps.attrs}
+    at = sum(named["given"])
+    places = [k for k in range(len(c.metas)) if not (c.call.attr("traced") and k == at)]
+    call = recurrent_grad_steps.call_for(tuple(named.values()), tuple([c.metas[k] for k in places]))
+    needs = tuple([c.needs[k] for k in places])
+    out: list[Any] = [None] * len(c.metas)
+    if any(needs):
+        saved = {k: c[place] for k, place in enumerate(places)}
+        for place, g in zip(places, auto_vjp(VjpContext(call, saved, needs), *gs)):
+            out[place] = g
+    return tuple(out)
+
 
 recurrent_grad = OpDef(
     "recurrent_grad",
     "composite",
     _grad_infer,
-    attrs=_ATTRS,
-    vjp="auto",
+    attrs=(*_ATTRS, "given", "traced"),
+    vjp=_grad_vjp,
+    saves=lambda n, attrs: tuple(range(n)),
     decompose=_grad_decompose,
     dtypes=dt.FLOATING,
-    doc="The gradient of recurrent. Inputs: the gradients of its results, then its inputs; results: the gradients of those, but for "
-    "the mask.",
+    doc="The gradient of recurrent. Inputs: the gradients that are given of hidden states, last hidden state and last cell state; its "
+    "first result, where that was saved; its inputs. Results: the gradients of those, but for the mask.",
 )
 
 
-def _vjp(c: Any, *gs: Any) -> tuple[Any, ...]:
-    like = next(g for g in gs if g is not None)
-    given = [zeros_like_value(like, m.shape) if g is None else g for g, m in zip(gs, c.call.outs)]
+def _traced(call: Any) -> bool:
+    """Whether the call's first result holds what its gradient reads."""
+    steps, _ = _sizes(call.inputs[0].shape, call.attr("batch_first"))
+    return bool(call.attr("saves")) and _whole(steps, call.attr("projected"))
+
+
+def _vjp(c: Any, _: Any, *gs: Any) -> tuple[Any, ...]:
     named = {n: c.call.attr(n) for n in _ATTRS}
-    out = recurrent_grad(*given, *[c[i] for i in range(len(c.metas))], **named)
+    if all(g is None for g in gs):
+        return (None,) * len(c.metas)
+    given = tuple([g is not None for g in gs]) + (False,) * (3 - len(gs))
+    traced = _traced(c.call)
+    out = recurrent_grad(
+        *[g for g in gs if g is not None], *([c.out] if traced else []), *[c[i] for i in range(len(c.metas))],
+        given=given, traced=traced, **named,
+    )  # fmt: skip
     found = [g if need else None for g, need in zip(out, c.needs)]
     return (*found, None) if named["masked"] else tuple(found)
 
@@ -305,7 +418,9 @@ def _vjp(c: Any, *gs: Any) -> tuple[Any, ...]:
 # --------------------------------------------------------------------------------------------------------------- record
 
 
-def _infer(*metas: Meta, kind: str, reverse: bool, bias: bool, projected: bool, masked: bool) -> Any:
+def _infer(
+    *metas: Meta, kind: str, reverse: bool, bias: bool, projected: bool, masked: bool, saves: bool, batch_first: bool
+) -> Any:
     floats = metas[:-1] if masked else metas
     for m in floats:
         check_floating(m, kind)
@@ -315,9 +430,9 @@ def _infer(*metas: Meta, kind: str, reverse: bool, bias: bool, projected: bool, 
     if x.ndim != 3 or w.ndim != 2 or x.shape[2] != w.shape[0] or w.shape[0] % gates:
         raise ShapeError(
             f"{kind}: inputs of shape {list(x.shape)} do not fit recurrent weights of shape {list(w.shape)}: expected "
-            f"(T, B, {gates} H) and ({gates} H, features of the hidden state)"
+            f"({'B, T' if batch_first else 'T, B'}, {gates} H) and ({gates} H, features of the hidden state)"
         )
-    steps, rows, _ = x.shape
+    steps, rows = _sizes(x.shape, batch_first)
     if steps == 0:
         raise RuntimeError(f"{kind}: expected a sequence of at least one step")
     if h.shape != (rows, w.shape[1]):
@@ -326,8 +441,12 @@ def _infer(*metas: Meta, kind: str, reverse: bool, bias: bool, projected: bool, 
         raise ShapeError(f"{kind}: expected a cell state of shape {[rows, w.shape[0] // gates]}, got {list(metas[3].shape)}")
     if masked and metas[-1].shape != (steps, rows):
         raise ShapeError(f"{kind}: expected a mask of shape {[steps, rows]}, got {list(metas[-1].shape)}")
-    y = meta((steps, rows, w.shape[1]), x.dtype, x.device)
-    return (y, h, metas[3]) if kind == "lstm" else (y, h)
+    units = w.shape[0] // gates
+    kept = saves and _whole(steps, projected)
+    size = forward_parts(kind, steps, rows, units, reverse, True, batch_first)[1] if kept else 0
+    vector = meta((size,), x.dtype.compute, x.device)
+    y = meta((*x.shape[:2], w.shape[1]), x.dtype, x.device)
+    return (vector, y, h, metas[3]) if kind == "lstm" else (vector, y, h)
 
 
 def _np_sigmoid(x: Any) -> Any:
@@ -347,9 +466,20 @@ def _np_cell(kind: str, x: Any, a: Any, state: Any) -> tuple[Any, Any]:
     return (np.tanh(x + a) if kind == "rnn_tanh" else np.maximum(x + a, 0)), None
 
 
-def _reference(*values: Any, kind: str, reverse: bool, bias: bool, projected: bool, masked: bool) -> Any:
+def _order(steps: int, reverse: bool) -> range:
+    return range(steps - 1, -1, -1) if reverse else range(steps)
+
+
+def _reference(
+    *values: Any, kind: str, reverse: bool, bias: bool, projected: bool, masked: bool, saves: bool, batch_first: bool
+) -> Any:
     it = iter(values)
     x, w, h = next(it), next(it), next(it)
+    vector = np.zeros(0, x.dtype)
+    if saves and _whole(_sizes(x.shape, batch_first)[0], projected):
+        named = {"kind": kind, "reverse": reverse, "bias": bias, "masked": masked, "batch_first": batch_first}
+        vector = recurrence.reference(*values, saves=True, **named)  # type: ignore[misc]
+    x = x.swapaxes(0, 1) if batch_first else x
     c = next(it) if kind == "lstm" else None
     b = next(it) if bias else 0.0
     p = next(it) if projected else None
@@ -361,15 +491,24 @@ def _reference(*values: Any, kind: str, reverse: bool, bias: bool, projected: bo
         has = keep[t][:, None]
         h, y[t] = np.where(has, new, h), np.where(has, new, 0)
         c = np.where(has, new_c, c) if kind == "lstm" else None
-    return (y, h, c) if kind == "lstm" else (y, h)
+    y = y.swapaxes(0, 1) if batch_first else y
+    return (vector, y, h, c) if kind == "lstm" else (vector, y, h)
 
 
 def _sample(
-    kind: str, reverse: bool = False, bias: bool = False, projected: bool = False, masked: bool = False, t: int = 3
+    kind: str,
+    reverse: bool = False,
+    bias: bool = False,
+    projected: bool = False,
+    masked: bool = False,
+    t: int = 3,
+    saves: bool = False,
+    batch_first: bool = False,
 ) -> Sample:
     n, size, rows = GATES[kind], 3, 2
     hidden = 2 if projected else size
-    args = [Arg((t, rows, n * size)), Arg((n * size, hidden), (-1.0, 1.0)), Arg((rows, hidden), (-1.0, 1.0))]
+    shape = (rows, t, n * size) if batch_first else (t, rows, n * size)
+    args = [Arg(shape), Arg((n * size, hidden), (-1.0, 1.0)), Arg((rows, hidden), (-1.0, 1.0))]
     if kind == "lstm":
         args.append(Arg((rows, size), (-1.0, 1.0)))
     if bias:
@@ -378,7 +517,9 @@ def _sample(
         args.append(Arg((hidden, size), (-1.0, 1.0)))
     if masked:
         args.append(Arg((t, rows), "bool", dt.bool))
-    return Sample(tuple(args), {"kind": kind, "reverse": reverse, "bias": bias, "projected": projected, "masked": masked})
+    values = (kind, reverse, bias, projected, masked, saves, batch_first)
+    # What is saved has no gradient of its own, and the tests of records would ask for one.
+    return Sample(tuple(args), dict(zip(_ATTRS, values, strict=True)), not saves)
 
 
 recurrent = OpDef(
@@ -387,7 +528,7 @@ recurrent = OpDef(
     _infer,
     attrs=_ATTRS,
     vjp=_vjp,
-    saves=lambda n, attrs: tuple(range(n)),
+    saves=lambda n, attrs: (*range(n), OUT),
     decompose=_decompose,
     reference=_reference,
     dtypes=dt.FLOATING,
@@ -399,17 +540,22 @@ recurrent = OpDef(
         _sample("gru", masked=True, reverse=True),
         _sample("lstm", projected=True),
         _sample("lstm", projected=True, masked=True, reverse=True),
+        _sample("lstm", batch_first=True, masked=True, bias=True),
+        _sample("lstm", saves=True, batch_first=True, reverse=True),
+        _sample("gru", saves=True, masked=True, bias=True),
+        _sample("lstm", projected=True, batch_first=True, saves=True),
     ),
     failing=(
         Failing(
             (Arg((3, 2, 12)), Arg((12, 4)), Arg((2, 3)), Arg((2, 3))),
-            {"kind": "lstm", "reverse": False, "bias": False, "projected": False, "masked": False},
+            _sample("lstm").attrs,
             ValueError,
             "hidden state",
         ),
     ),
     ulp=64,
-    doc="One direction of a recurrent layer over (T, B, gates H). Inputs: inputs times weights, recurrent weights, hidden state, cell "
-    "state (LSTM), bias of the product, projection, and a mask (T, B) of the steps that each sequence has. Results: hidden states "
-    "(T, B, *), the last one, the last cell state (LSTM).",
+    doc="One direction of a recurrent layer over (T, B, gates H), or (B, T, gates H) with batch_first. Inputs: inputs times weights, "
+    "recurrent weights, hidden state, cell state (LSTM), bias of the product, projection, and a mask (T, B) of the steps that each "
+    "sequence has. Results: what the gradient reads (empty unless saves), hidden states laid out as the inputs, the last one, the "
+    "last cell state (LSTM).",
 )

@@ -253,7 +253,7 @@ def _interpolated(ranked: Any, q: Any, how: str, ignore_nan: bool) -> Any:
     return choose(broken, float("nan"), out)
 
 
-@public()
+@public(autocast="float32")
 def quantile(input: Any, q: Any, dim: int | None = None, keepdim: bool = False, *, interpolation: str = "linear") -> Any:
     """The q-th quantiles (a number or vector in [0, 1]) over ``dim`` or all; a vector of q is a new first dimension.
 
@@ -266,7 +266,7 @@ def quantile(input: Any, q: Any, dim: int | None = None, keepdim: bool = False, 
     return _quantiles(input, q, dim, keepdim, interpolation, False, "quantile")
 
 
-@public()
+@public(autocast="float32")
 def nanquantile(input: Any, q: Any, dim: int | None = None, keepdim: bool = False, *, interpolation: str = "linear") -> Any:
     """As `quantile`, of what is not NaN."""
     return _quantiles(input, q, dim, keepdim, interpolation, True, "nanquantile")

@@ -85,7 +85,7 @@ def sum_(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = Non
     return reduce_sum(x, dims=wrap_dims(dim, len(x.shape), "sum"), keepdim=bool(keepdim))
 
 
-@public()
+@public(autocast="float32")
 def prod(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """The product over ``dim`` or all; integers give int64. Its gradient is right where elements are zero."""
     x = _accumulated(input, dtype, "prod")

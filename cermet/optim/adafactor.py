@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from cermet.lazy.number import root
 from cermet.optim.optimizer import (
     Params,
     Stepper,
@@ -62,7 +62,7 @@ class Adafactor(Stepper):
                 from cermet.dtypes import finfo
 
                 eps1 = finfo(p.dtype).eps
-            rate = min(lr, 1 / math.sqrt(t))
+            rate = min(lr, 1 / root(t))
             numbers = scalars(
                 p, rate, lr * group["weight_decay"], t ** group["beta2_decay"], eps1, eps1 * eps1, eps2, group["d"], 1.0
             )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-import numpy as np
-
 from cermet.frontend.core import TensorBase
+from cermet.lazy.number import root, single
 from cermet.ops.optimizers import adam_step, amsgrad_step
 from cermet.optim.optimizer import (
     Params,
@@ -78,11 +76,10 @@ class Adam(Stepper):
         lr, decay = self._number(group["lr"]), group["weight_decay"]
         beta1, beta2 = (rounded(number_of(b), p) for b in group["betas"])
         size = lr / (1 - beta1**step)
-        root = math.sqrt(1 - beta2**step)
-        return scalars(p, size, root, beta1, beta2, group["eps"], decay * lr if group["decoupled_weight_decay"] else decay)
+        return scalars(p, size, root(1 - beta2**step), beta1, beta2, group["eps"], decay * lr if group["decoupled_weight_decay"] else decay)
 
 
 def rounded(beta: float, p: Any) -> float:
     """A decay rate as the kernel sees it. It forms ``1 - beta`` from the rounded rate, so that bias corrections must come from it
     too, or the moments and their corrections would disagree by 1e-5 in float32."""
-    return beta if p.dtype.name == "float64" else float(np.float32(beta))
+    return beta if p.dtype.name == "float64" else single(beta)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cermet.lazy.number import real
 from cermet.ops.public import PUBLIC
 from cermet.optim.optimizer import (
     Params,
@@ -51,7 +52,7 @@ class ASGD(Stepper):
         for p in params:
             state = self.state[p]
             if not state:
-                state.update(step=counter(), eta=counter(float(lr)), mu=counter(1.0), ax=filled(p, 0))
+                state.update(step=counter(), eta=counter(real(lr)), mu=counter(1.0), ax=filled(p, 0))
             t = advance(state)
             eta, mu = number_of(state["eta"]), number_of(state["mu"])
             key = (eta, mu, p.dtype)
@@ -61,7 +62,7 @@ class ASGD(Stepper):
             kept = (p, state["ax"])
             values = widened(p, gradient_of(p, group["maximize"]), state["ax"])
             assign(kept, _rule(*values, *numbers, decays=group["weight_decay"] != 0))
-            set_number(state, "eta", float(lr) / (1 + lambd * float(lr) * t) ** group["alpha"])
+            set_number(state, "eta", real(lr) / (1 + lambd * real(lr) * t) ** group["alpha"])
             set_number(state, "mu", 1 / max(1, t - group["t0"]))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from cermet.lazy.number import root
 from cermet.optim.optimizer import (
     Params,
     Stepper,
@@ -73,7 +73,7 @@ class NAdam(Stepper):
         now = lr * (1 - _momentum(group, t)) / (1 - product)
         ahead = lr * after / (1 - product * after)
         shrink = lr * decay if group["decoupled_weight_decay"] else decay
-        return scalars(p, now, ahead, math.sqrt(1 - beta2**t), 1 - beta1, beta2, 1 - beta2, group["eps"], shrink)
+        return scalars(p, now, ahead, root(1 - beta2**t), 1 - beta1, beta2, 1 - beta2, group["eps"], shrink)
 
 
 def _momentum(group: dict[str, Any], t: int) -> float:

@@ -23,6 +23,7 @@ from cermet.frontend.core import TensorBase, data_tensor, new_tensor, node_of, s
 from cermet.frontend.tensor import RemovableHandle
 from cermet.graph.node import Node, meta
 from cermet.lazy.evaluate import realize, settle
+from cermet.lazy.number import real, whole
 from cermet.lazy.record import local, scalar_node, user_location
 from cermet.ops.define import OpDef
 from cermet.ops.leaf import scalar_call
@@ -376,7 +377,8 @@ class Stepper(Optimizer):
         tape = local.tape
         before, tape.grad = tape.grad, bool(self.defaults.get("differentiable"))
         try:
-            for group in self.param_groups:
+            capture = local.tape.capture
+            for group in self.param_groups if capture is None else capture.groups(self):
                 params = [p for p in group["params"] if p.grad is not None]
                 if params:
                     self._update(group, params)
@@ -404,7 +406,7 @@ class Stepper(Optimizer):
     def _number(self, value: Any) -> Any:
         """An option that may be a tensor as a number (as it is, where gradients shall flow into it)."""
         if isinstance(value, TensorBase) and not self.defaults.get("differentiable"):
-            return value.item()  # type: ignore[attr-defined]
+            return _looked_at(value)
         return value
 
 
@@ -431,15 +433,21 @@ _COUNTER = meta((), dt.float32, cpu)
 
 def counter(value: float = 0.0) -> Any:
     """A number that state dicts hold as a float32 tensor of no dimension, as PyTorch keeps step counts."""
-    return scalar_tensor(float(value), dt.float32, cpu)
+    return scalar_tensor(real(value), dt.float32, cpu)
 
 
 def number_of(value: Any) -> float:
     """The number in a counter; older state dicts hold plain numbers."""
     if not isinstance(value, TensorBase):
-        return float(value)
+        return real(value)
     buffer = node_of(value).buffer
-    return buffer if type(buffer) is float else value.item()  # type: ignore[attr-defined]
+    return buffer if type(buffer) is float else _looked_at(value)
+
+
+def _looked_at(value: Any) -> Any:
+    """The number in a tensor of one element. While a step is captured: a `Number`, which each replay reads anew."""
+    capture = local.tape.capture
+    return value.item() if capture is None else capture.number_at(value)
 
 
 def set_number(state: dict[str, Any], name: str, value: float) -> None:
@@ -464,8 +472,8 @@ def advance(state: dict[str, Any], made: dict[float, Node] | None = None) -> int
                 new = made[value] = scalar_node(value, dt.float32, cpu)
             t._node = new
             return int(value)
-    count = int(number_of(t)) + 1
-    set_number(state, "step", float(count))
+    count = whole(number_of(t)) + 1
+    set_number(state, "step", real(count))
     return count
 
 
@@ -475,7 +483,7 @@ def scalars(like: Any, *values: Any) -> tuple[Any, ...]:
     d = m.dtype.compute
     call = scalar_call(d, m.device)
     return tuple(
-        [_as_scalar(v, d, m.device) if isinstance(v, TensorBase) else new_tensor(Node(call, (), float(v))) for v in values]
+        [_as_scalar(v, d, m.device) if isinstance(v, TensorBase) else new_tensor(Node(call, (), real(v))) for v in values]
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from cermet.lazy.number import root
 from cermet.ops.public import PUBLIC
 from cermet.optim.optimizer import (
     Params,
@@ -71,7 +71,7 @@ class RAdam(Stepper):
         rectified, plain = 0.0 * size, size
         if length > 5.0:
             spread = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
-            rectified, plain = size * math.sqrt(spread * left), 0.0 * size
+            rectified, plain = size * root(spread * left), 0.0 * size
         shrink = lr * decay if group["decoupled_weight_decay"] else decay
         return scalars(p, rectified, plain, float(length > 5.0), 1 - beta1, beta2, 1 - beta2, group["eps"], shrink)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from cermet.runtime import buffer
 from cermet.runtime.buffer import Buffer
 
-__all__ = ["SMALL", "check_in", "check_out", "idle_bytes", "small"]
+__all__ = ["SMALL", "check_in", "check_out", "idle", "idle_bytes", "small", "tick"]
 
 _IDLE = 4  # workspaces kept without a run; more are in use only while more threads run programs at the same time
 _WINDOW = 512  # check-ins after which the largest need is taken anew
@@ -21,7 +21,7 @@ SMALL = 1 << 16  # bytes of a workspace that is good for any small program
 small: list[Buffer] = []
 
 # Taken and put back at the end: the last one used is the warmest. pop() and append() are atomic.
-_idle: list[Buffer] = []
+idle: list[Buffer] = []
 
 
 class _Need:
@@ -45,7 +45,7 @@ def check_out(nbytes: int) -> Buffer:
     if nbytes > _need.now:
         _need.now = nbytes
     try:
-        workspace = _idle.pop()
+        workspace = idle.pop()
     except IndexError:
         return Buffer(nbytes)
     if workspace.nbytes >= nbytes:
@@ -56,22 +56,27 @@ def check_out(nbytes: int) -> Buffer:
 
 def check_in(workspace: Buffer) -> None:
     """Put a workspace back."""
+    limit = tick()
+    if (limit is None or workspace.nbytes <= limit) and len(idle) < _IDLE:
+        idle.append(workspace)
+
+
+def tick() -> int | None:
+    """Count a run. Where that ends a window, what was far too large in it goes; returns the limit then, else None."""
     need = _need
     need.count += 1
-    if need.count >= _WINDOW:
-        need.count, need.previous, need.now = 0, need.now, 0
-        limit = 2 * need.previous
-        _idle[:] = [w for w in _idle if w.nbytes <= limit]
-        if workspace.nbytes > limit:
-            return
-    if len(_idle) < _IDLE:
-        _idle.append(workspace)
+    if need.count < _WINDOW:
+        return None
+    need.count, need.previous, need.now = 0, need.now, 0
+    limit = 2 * need.previous
+    idle[:] = [w for w in idle if w.nbytes <= limit]
+    return limit
 
 
 def idle_bytes() -> int:
     """Bytes of the workspaces that no run is using. They count as live in ``buffer.memory_stats``."""
-    return sum(w.nbytes for w in [*_idle, *small])
+    return sum(w.nbytes for w in [*idle, *small])
 
 
-buffer.on_empty_cache(_idle.clear)
+buffer.on_empty_cache(idle.clear)
 buffer.on_empty_cache(small.clear)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import array
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cermet import config
@@ -140,15 +140,17 @@ class Program:
         "_run_bytes",
         "_scratch",
         "_table",
+        "_launches",
+        "_owners",
         "_table_ptr",
         "arena_bytes",
-        "launches",
         "num_bases",
         "scalars",
     )
 
     def __init__(self, launches: Sequence[Launch], num_bases: int, scalars: str | int = "", arena_bytes: int = 0) -> None:
-        self.launches = tuple(launches)
+        self._launches: tuple[Launch, ...] | None = tuple(launches)
+        self._owners: Sequence[tuple[str, Any]] = ()
         self.num_bases = num_bases
         self.scalars = scalars if isinstance(scalars, str) else "q" * scalars
         self.arena_bytes = arena_bytes
@@ -174,6 +176,66 @@ class Program:
         self._parallel = any(launch.blocks > launch.grain for launch in called)
         self._run_bytes = args_bytes + arena_bytes
         self._pack = struct.Struct("<" + "q" * num_bases + "".join(_SLOT[kind] for kind in self.scalars)).pack
+
+    @classmethod
+    def of_rows(
+        cls, rows: Sequence[int], owners: Sequence[tuple[str, Any]], num_bases: int, scalars: str, arena_bytes: int, scratch: int
+    ) -> Program:
+        """A program whose table is written already: for planners that write the same one again and again with other numbers.
+
+        Args:
+            rows: for each launch its address (0 for a gate), blocks (at least 1), grain, number of arguments, and for each of these a tag
+                and a number: see `INT`. Nothing is checked.
+            owners: for each launch its name and what keeps its code alive. scratch: the most private memory that a launch needs.
+        """
+        out = object.__new__(cls)
+        out._launches, out._owners = None, owners
+        out.num_bases, out.scalars, out.arena_bytes = num_bases, scalars, arena_bytes
+        out._scratch = _aligned(scratch)
+        table = out._table = array.array("q", (len(owners), 0, out._scratch, 1 << 62))
+        table.extend(rows)
+        out._table_ptr = table.buffer_info()[0]
+        parallel, slots, at = False, 0, 4
+        for _ in owners:
+            parallel = parallel or table[at + 1] > table[at + 2]
+            count = table[at + 3]
+            slots = max(slots, count)
+            at += 4 + 2 * count
+        out._parallel = parallel
+        table[1] = _aligned(8 * slots)
+        out._run_bytes = table[1] + arena_bytes
+        out._pack = struct.Struct("<" + "q" * num_bases + "".join(_SLOT[kind] for kind in scalars)).pack
+        return out
+
+    INT, ARENA = _TAG_INT, _TAG_ARENA
+    """Tags of arguments in a row: an integer; an offset in the arena. An offset in base k has tag k - 1, scalar k tag num_bases + k."""
+
+    @property
+    def launches(self) -> tuple[Launch, ...]:
+        """What is run, in order."""
+        if self._launches is None:
+            self._launches = tuple(self._read())
+        return self._launches
+
+    def _read(self) -> Iterator[Launch]:
+        """The launches that a table written elsewhere holds."""
+        at, table = 4, self._table
+        for name, owner in self._owners:
+            address, blocks, grain, count = table[at : at + 4]
+            args: list[Arg] = []
+            for k in range(at + 4, at + 4 + 2 * count, 2):
+                tag, number = table[k], table[k + 1]
+                if tag == _TAG_INT:
+                    args.append(number)
+                elif tag < self.num_bases:
+                    args.append(Pointer(tag + 1, number))
+                else:
+                    args.append(ScalarArg(tag - self.num_bases))
+            if address:
+                yield Launch(address, args, blocks, grain, self._scratch, owner, name)
+            else:
+                yield Gate(args[0])  # type: ignore[arg-type]
+            at += 4 + 2 * count
 
     @staticmethod
     def _check(number: int, launch: Launch) -> None:
@@ -242,6 +304,8 @@ class Program:
                 workspace = Buffer(arena.SMALL)
             walk(self._table_ptr, values, workspace.ptr, pool_ptr, 0)
             arena.small.append(workspace)
+            if arena.idle:
+                arena.tick()  # larger ones that nobody has needed for long must go
             return
         workspace = arena.check_out(size)
         if timings is None:

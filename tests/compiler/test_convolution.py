@@ -194,13 +194,28 @@ def test_shapes_of_networks(n: int, c: int, size: int, o: int, kernel: int, stri
 
 
 @pytest.mark.parametrize(
-    ("n", "size", "o", "groups"), [(2, 9, 20, 1), (32, 3, 20, 1), (2, 9, 5, 1), (3, 5, 24, 24), (2, 6, 24, 2)]
+    ("n", "c", "size", "o", "kernel", "stride", "groups"),
+    [
+        (2, 8, 9, 20, 3, 1, 1),
+        (32, 8, 3, 20, 3, 1, 1),  # the batch counts fastest
+        (2, 8, 9, 5, 3, 1, 1),
+        (3, 24, 5, 24, 3, 1, 24),  # depthwise
+        (2, 8, 6, 24, 3, 1, 2),
+        (2, 32, 13, 40, 3, 1, 1),  # Winograd
+        (2, 17, 9, 40, 3, 2, 1),
+        (2, 40, 7, 17, 1, 1, 1),
+        (2, 16, 7, 24, 1, 2, 1),
+        (2, 24, 9, 24, 5, 2, 24),
+    ],
 )
-def test_epilogue(n: int, size: int, o: int, groups: int) -> None:
+@pytest.mark.parametrize("direction", ["forward", "input_grad"])
+def test_epilogue(direction: Any, n: int, c: int, size: int, o: int, kernel: int, stride: int, groups: int) -> None:
     """Bias, a residual that is read and overwritten in place, and a store in NCHW order, in either order of the pixels."""
-    c = o if groups == o else 8
-    spec, arrays = make(dt.float32, n, c, o, (size, size), (3, 3), padding=(1, 1), groups=groups)
-    pixels, outs = size * size, o
+    spec, arrays = make(
+        dt.float32, n, c, o, (size, size), (kernel,) * 2, (stride,) * 2, padding=(kernel // 2,) * 2, groups=groups
+    )
+    result = arrays[DIRECTIONS[direction]].shape
+    pixels, outs = prod(result[2:]), result[1]
     bias, y = Param("bias", "buffer", dt.float32), Param("y", "buffer", dt.float32, readonly=False)
     acc, b, m, ch = Register("acc", dt.float32), Var("b"), Var("m"), Var("n")
     place = b.expr * (pixels * outs) + ch.expr * pixels + m.expr
@@ -209,13 +224,13 @@ def test_epilogue(n: int, size: int, o: int, groups: int) -> None:
     rng = np.random.default_rng(0)
     for a in arrays.values():
         a[...] = rng.standard_normal(a.shape)
-    shift, residual = rng.standard_normal(o).astype(np.float32), rng.standard_normal((n, o, size, size)).astype(np.float32)
-    want = reference("forward", spec, **arrays) + shift[:, None, None] + residual
-    made = plan("forward", spec, host(), epilogue, [Operand("bias"), Operand("residual")])
+    shift, residual = rng.standard_normal(outs).astype(np.float32), rng.standard_normal(result).astype(np.float32)
+    want = reference(direction, spec, **arrays) + shift[:, None, None] + residual
+    made = plan(direction, spec, host(), epilogue, [Operand("bias"), Operand("residual")])
     Bound(made, host(), {k: a.ctypes.data for k, a in {**arrays, "bias": shift, "residual": residual}.items()}).run([0.4])
     np.testing.assert_allclose(residual, want, atol=1e-4)
-    with pytest.raises(ValueError, match="goes with forward"):
-        plan("input_grad", spec, host(), epilogue, [Operand("bias"), Operand("residual")])
+    with pytest.raises(ValueError, match="goes with images"):
+        plan("weight_grad", spec, host(), epilogue, [Operand("bias"), Operand("residual")])
 
 
 @pytest.mark.parametrize(
@@ -264,7 +279,7 @@ def test_sizes_are_not_in_the_keys() -> None:
     """Another batch, image, padding or number of channels of the same kind compiles nothing."""
     for direction in DIRECTIONS:
         keys = []
-        for n, size, c, padding in ((2, 8, 32, 1), (7, 15, 64, 2)):
+        for n, size, c, padding in ((2, 16, 32, 1), (7, 15, 64, 2)):
             spec, _ = make(dt.float32, n, c, c, (size, size), (3, 3), padding=(padding, padding))
             keys.append([launch.key for launch in plan(direction, spec, host()).launches])
         assert keys[0] == keys[1], direction

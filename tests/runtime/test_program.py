@@ -158,7 +158,7 @@ def test_arenas_are_shared_by_programs(kernels: Any) -> None:
     small = Program([Launch(kernels.add, [Pointer(1), Pointer(1), 1, ScalarArg(0)])], 1, "f")
     for _ in range(2 * arena._WINDOW + 1):
         small.run([out.ptr], [0.0])
-    assert arena.idle_bytes() < 4096
+    assert arena.idle_bytes() < 4096 + arena.SMALL
     empty_cache()
     assert arena.idle_bytes() == 0
 

@@ -116,10 +116,10 @@ class Parts:
             em.store(em.x.fmul(em.load(at, self.acc, self.lanes), spread), at, self.acc)
 
     def fill(self, em: Emit, place: Value, count: Index, value: float = 0.0) -> None:
-        """Set ``count`` vectors."""
+        """Set ``count`` values, a multiple of the lanes."""
         vector = em.broadcast(constant(self.element, value), self.lanes)
-        with em.loop(0, count) as i:
-            em.store(vector, em.at(place, em.mul(i, self.lanes), self.element), self.acc)
+        with em.loop(0, count, self.lanes) as i:
+            em.store(vector, em.at(place, i, self.element), self.acc)
 
     def vectors(self, em: Emit, place: Value) -> list[Value]:
         """One row of a strip."""

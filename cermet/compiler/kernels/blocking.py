@@ -8,6 +8,7 @@ reading) has few values, chosen by coarse classes of shape: a new batch size fin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import gcd
 from typing import Any
 
@@ -17,14 +18,20 @@ from cermet.dtypes import DType
 
 __all__ = ["Blocking", "SkinnyBlocking", "choose", "choose_skinny", "choose_tile"]
 
-# A product is divided until it has this many blocks, or blocks of this much work: enough to share out evenly among
-# a dozen cores, too few and too large to be felt on one.
-_BLOCKS = 16
-_BLOCK_FLOPS = 4 << 20
-# Fewest rows of a block: a panel of B that came from L2 is used for this many before the next.
-_LEAST_ROWS = 40
-# Fewest columns of a block where A is packed: each value of A that is packed is used for this many products.
-_LEAST_COLUMNS = 512
+# A matrix-vector product is divided until it has this many blocks.
+_SKINNY_BLOCKS = 16
+# The cost model. Everything is stated in floating-point operations that could have been done meanwhile.
+_PACK = {"p": 12, "k": 20, "any": 40}  # for each value that is packed, by which of its strides is 1
+_STREAM_B = 1.5  # for each value of B that comes from L3, asked for in time
+_COMBINE = 24  # for each partial sum that is written and read again
+_BLOCK = 20_000  # for each block: its index, its first misses
+_LAUNCH = 100_000  # for a launch more: what one thread waits for the other
+# Sharing out is judged by machines of so many threads (never by how many there are now), small ones counting more; a thread is not
+# worth waking for less than this much work; and threads never quite keep step.
+_THREADS = ((1, 0.3), (2, 0.3), (4, 0.2), (8, 0.1), (16, 0.1))
+_LEAST_WORK = 1 << 20
+_JITTER = 0.1
+_LEAST_PART = 512  # products of a partial sum
 # Rows up to which B is better read where it lies than packed for so little use.
 _FEW_ROWS = 32
 # Distance between B's rows from which on each is on a page of its own: then few rows at a time, so that their pages stay known.
@@ -96,8 +103,8 @@ def _stays_in_l1(target: Any, stride: int, count: int, width: int) -> bool:
 def choose(
     target: Any, dtype: DType, m: int, n: int, k: int, batch: int, unit_a: str, unit_b: str, stride_a: int, stride_b: int,
     staged: bool = False,
-) -> Blocking:  # fmt: skip
-    """The schedule of a product of ``batch`` matrices ``m`` by ``k`` and ``k`` by ``n``.
+) -> tuple[float, Blocking]:  # fmt: skip
+    """The schedule of a product of ``batch`` matrices ``m`` by ``k`` and ``k`` by ``n``, and what it is thought to cost.
 
     Args:
         unit_a, unit_b: which stride is 1: ``"p"`` (rows of A, columns of B), ``"k"``, ``"any"``.
@@ -120,44 +127,97 @@ def choose(
     ):
         read_b = "direct"
         kc = _k_block(tile, k, l1 // 16 if m <= 2 * tile.mr and far_b else l1 // 2)
+        ways = [(read_b, kc)]
     else:
-        # Packed by each block for itself where no other block would use it again.
-        read_b = "packed" if one_block else "temp"
+        ways = [("temp", kc)]
         if one_block:
-            kc = min(kc, _k_block(tile, k, l1 // 4 if far_b else _l2_values(target, size) // max(m, 1) * tile.nr * size))
+            # Packed by each block for itself: rows are not divided then.
+            ways.append(("packed", min(kc, _k_block(tile, k, l1 // 4 if far_b else _l2_values(target, size) // max(m, 1) * tile.nr * size))))
     near_a = unit_a == "k" or n <= 4 * tile.nr or _stays_in_l1(target, stride_a * size, min(k, kc), min(m, 16) * size)
     read_a = "direct" if dtype is acc and n <= 128 and near_a else "packed"
-    widest = 256 if staged and kc < k else 768  # a block's sums stay in L2
-    mc, nc, k_part = _divide(target, tile, m, n, k, batch, kc, widest, read_a, read_b)
-    return Blocking(tile, read_a, read_b, mc, nc, min(kc, k_part), k_part)
+    found = []
+    pack_a = 0 if read_a == "direct" else _PACK[unit_a]
+    for read_b, kc in ways:
+        pack_b = 0 if read_b == "direct" else _PACK[unit_b]
+        widest = 256 if staged and kc < k else 768  # a block's sums stay in L2
+        cost, mc, nc, k_part = _divide(target, tile, (m, n, k), batch, kc, widest, pack_a, pack_b, read_b)
+        found.append((cost, Blocking(tile, read_a, read_b, mc, nc, min(kc, k_part), k_part)))
+    return min(found, key=lambda f: f[0])
 
 
 def _divide(
-    target: Any, tile: Tile, m: int, n: int, k: int, batch: int, kc: int, widest: int, read_a: str, read_b: str
-) -> tuple[int, int, int]:
-    """``mc``, ``nc`` and ``k_part``: first what the caches want, then smaller until there is something to share out."""
-    mc = _even(m, max(tile.mr, _l2_values(target, tile.acc.itemsize) // kc), tile.mr)
-    nc = _even(n, widest, tile.nr)
-    k_part = max(k, 1)
+    target: Any, tile: Tile, mnk: tuple[int, int, int], batch: int, kc: int, widest: int, pack_a: float, pack_b: float, read_b: str
+) -> tuple[float, int, int, int]:  # fmt: skip
+    """The least estimated cost among blocks that stay in the caches, and its ``mc``, ``nc`` and ``k_part``. ``pack_a``, ``pack_b``:
+    what it costs to pack a value."""
+    m, n, k = mnk
+    tallest = max(1, _l2_values(target, tile.acc.itemsize) // (kc * tile.mr))
+    cost, p, i, j = _counted(
+        tile.mr, tile.nr, _coarse(m), _coarse(n), _coarse(k), batch, tallest, max(1, widest // tile.nr), pack_a, pack_b, read_b
+    )
+    m_panels, n_panels = -(-m // tile.mr), -(-n // tile.nr)
+    return cost, -(-m_panels // i) * tile.mr, -(-n_panels // j) * tile.nr, max(k, 1) if p == 1 else rounded_up(-(-k // p), 8)
 
-    def blocks() -> int:
-        return batch * -(-m // mc) * -(-n // nc) * -(-k // k_part)
 
-    def divisible() -> bool:
-        return blocks() < _BLOCKS and mc * nc * k_part * 2 > _BLOCK_FLOPS
+def _coarse(size: int) -> int:
+    """The size, up to an eighth larger: neighbouring sizes are divided into as many blocks, and the search is made once for them."""
+    step = 1 << max(0, size.bit_length() - 4)
+    return -(-size // step) * step
 
-    if divisible() and k >= 8 * max(m, n, 512):
-        # A gradient of weights: a small result of long sums. Partial sums cost the least.
-        k_part = rounded_up(-(-k // min(_BLOCKS, k // 2048)), 8)
-    least = 2 * tile.nr if read_a == "direct" else _LEAST_COLUMNS // 2 if read_b == "packed" else _LEAST_COLUMNS
-    # Where every block packs B for itself, dividing the rows would pack it again.
-    while read_b != "packed" and divisible() and mc >= 2 * _LEAST_ROWS:
-        mc = _even(m, mc // 2, tile.mr)
-    while divisible() and nc >= 2 * least:
-        nc = _even(n, nc // 2, tile.nr)
-    if divisible() and k_part == k >= 2048:
-        k_part = rounded_up(-(-k // min(-(-_BLOCKS // blocks()), k // 1024)), 8)
-    return mc, nc, k_part
+
+@lru_cache(maxsize=4096)
+def _counted(
+    mr: int, nr: int, m: int, n: int, k: int, batch: int, tallest: int, broadest: int, pack_a: float, pack_b: float, read_b: str
+) -> tuple[float, int, int, int]:
+    """The least estimated cost, and into how many parts ``k``, ``m`` and ``n`` are divided for it: into blocks of at most so many panels."""
+    m_panels, n_panels = -(-m // mr), -(-n // nr)
+    rows, columns = _counts(m_panels, tallest), _counts(n_panels, broadest)
+    parts = [p for p in (1, 2, 4, 8, 16, 32) if p == 1 or (k >= p * _LEAST_PART and p * batch * m * n <= max(k * (m + n), 1 << 18))]
+    least = 2.0 * batch * m * n * k
+    pack_a, pack_b = pack_a * batch * m * k, pack_b * batch * n * k
+    stream_b = batch * n * k * _STREAM_B if read_b == "temp" else 0
+    if read_b == "temp":
+        pack_b += _LAUNCH
+    if read_b == "packed":
+        rows = rows[:1]
+    most = max(1.0, least / _LEAST_WORK)
+    uneven: dict[int, float] = {}
+    best = (float("inf"), 1, 1, 1)
+    for p in parts:
+        base = least + pack_b + (batch * m * n * p * _COMBINE + _LAUNCH if p > 1 else 0)
+        for i in rows:
+            for j in columns:
+                blocks = batch * i * j * p
+                work = base + pack_a * j + stream_b * i + blocks * _BLOCK
+                if work >= best[0]:
+                    break  # it grows with j, and sharing out makes it no less
+                if blocks not in uneven:
+                    uneven[blocks] = _unevenness(blocks, most)
+                cost = work * uneven[blocks]
+                if cost < best[0]:
+                    best = (cost, p, i, j)
+    return best
+
+
+def _counts(panels: int, most: int) -> list[int]:
+    """Into how many blocks ``panels`` may be divided, ``most`` panels in each at most: few at first, then ever more."""
+    least = -(-panels // most)
+    found = {c for c in (8, 16, 32) if least <= c <= panels}
+    step = least
+    while step <= min(panels, 8 * least + 8):
+        found.add(-(-panels // -(-panels // step)))
+        step += max(1, step // 4)
+    return sorted(found)
+
+
+def _unevenness(blocks: int, most: float) -> float:
+    """The time with some threads (``most`` at most), times their number, over the time alone; the mean over machines."""
+    total = 0.0
+    for threads, weight in _THREADS:
+        t = min(threads, most)
+        turns = -(-blocks // threads) if t == threads else max(1.0, blocks / t)
+        total += weight * (max(turns + _JITTER, blocks / t) * t / blocks if t > 1 else 1.0)
+    return total
 
 
 def _even(size: int, limit: int, step: int) -> int:
@@ -181,5 +241,5 @@ def choose_skinny(target: Any, dtype: DType, m: int, k: int, batch: int, form: s
     # read fastest in one run.
     mc = _even(m, target.l1d // 2 // 4 if form == "axpy" else max(64, min(4096, elements // max(k, 1))), 8)
     blocks = batch * -(-m // mc)
-    parts = min(-(-_BLOCKS // blocks), k * min(m, mc) // elements, k // 64)
+    parts = min(-(-_SKINNY_BLOCKS // blocks), k * min(m, mc) // elements, k // 64)
     return SkinnyBlocking(mc, max(1, k) if parts < 2 else rounded_up(-(-k // parts), 16))

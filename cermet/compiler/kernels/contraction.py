@@ -68,6 +68,7 @@ class _Problem:
         spec: few batch dimensions; C's columns of unit stride where possible.
         swapped: it is the transposed product: our a is the caller's b, our rows are the caller's columns.
         fold: the rows of one batch where a batch dimension was joined to the rows, else 0.
+        turned: after all that, the whole is computed transposed once more, because that costs less.
         epilogue: with the arguments that bind its parameters.
     """
 
@@ -75,16 +76,17 @@ class _Problem:
     target: Any
     swapped: bool = False
     fold: int = 0
+    turned: bool = False
     epilogue: Epilogue | None = None
     epilogue_args: tuple[Arg, ...] = ()
 
     @property
     def a(self) -> Operand:
-        return Operand("b" if self.swapped else "a")
+        return Operand("b" if self.swapped != self.turned else "a")
 
     @property
     def b(self) -> Operand:
-        return Operand("a" if self.swapped else "b")
+        return Operand("a" if self.swapped != self.turned else "b")
 
     @property
     def unit_a(self) -> str:
@@ -116,7 +118,7 @@ class _Problem:
 
     def output(self, adds: bool = False) -> Output:
         s = self.spec
-        return Output(self.acc, s.dtype_out, s.strides_out[-1] == 1, adds, self.epilogue, self.swapped, self.fold > 0)
+        return Output(self.acc, s.dtype_out, s.strides_out[-1] == 1, adds, self.epilogue, self.swapped, self.fold > 0, self.turned)
 
     def output_args(self) -> dict[str, Arg]:
         """Arguments for the parameters that the output adds to a kernel."""
@@ -154,20 +156,30 @@ def plan(spec: ContractionSpec, target: Any, epilogue: Epilogue | None = None, e
     s = problem.spec
     if s.m == 1 and problem.unit_b != "any":
         return _skinny(problem)
-    b = blocking.choose(
-        target,
-        s.dtype_a,
-        s.m,
-        s.n,
-        s.k,
-        problem.count,
-        problem.unit_a,
-        problem.unit_b,
-        s.strides_a[-1],
-        s.strides_b[-2],
-        staged=not problem.direct,
+    return _general(*_cheaper(problem))
+
+
+def _cheaper(p: _Problem) -> tuple[_Problem, Blocking]:
+    """The product or its transpose, and its schedule. B is always packed where it does not lie in rows; where it is the larger operand
+    by far, it is better read in place, as the left one."""
+    cost, b = _schedule(p)
+    if p.unit_b != "k" or p.spec.n == 1:
+        return p, b
+    other = replace(p, spec=_transposed(p.spec), turned=True)
+    cost2, b2 = _schedule(other)
+    # Results then leave column by column.
+    cost2 += p.count * p.spec.m * p.spec.n * (_TURNED_STORE if p.epilogue is None else _TURNED_EPILOGUE)
+    return (other, b2) if cost2 < cost else (p, b)
+
+
+_TURNED_STORE, _TURNED_EPILOGUE = 10, 30  # for each result, in operations as in `blocking`
+
+
+def _schedule(p: _Problem) -> tuple[float, Blocking]:
+    s = p.spec
+    return blocking.choose(
+        p.target, s.dtype_a, s.m, s.n, s.k, p.count, p.unit_a, p.unit_b, s.strides_a[-1], s.strides_b[-2], staged=not p.direct
     )
-    return _general(problem, b)
 
 
 # -- the normal form -----------------------------------------------------------------------------------------------
@@ -180,7 +192,7 @@ def _normal(spec: ContractionSpec, target: Any, epilogue: Epilogue | None, args:
     if swapped:
         s = _canonical(_transposed(s))
     s, fold = _folded(s)
-    return _Problem(s, target, swapped, fold, epilogue, args)
+    return _Problem(s, target, swapped, fold, False, epilogue, args)
 
 
 def _transposed(s: ContractionSpec) -> ContractionSpec:

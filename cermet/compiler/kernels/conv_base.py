@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from cermet.compiler.kernels.conv_layout import Relayout
-from cermet.compiler.kernels.conv_table import Axis, forward_axis, run_axis
+from cermet.compiler.kernels.conv_layout import PackWeights, Relayout
+from cermet.compiler.kernels.conv_table import Axis, backward_axis, forward_axis, run_axis
 from cermet.compiler.kernels.plan import Arg, KernelLaunch, Operand, Temp
 from cermet.dtypes import DType
 
@@ -181,6 +181,10 @@ class Maker:
         s = self.spec
         return [forward_axis(*a) for a in zip(s.out, s.size, s.kernel, s.stride, s.padding, s.dilation, strict=True)]
 
+    def backward_axes(self) -> list[Axis]:
+        s = self.spec
+        return [backward_axis(*a) for a in zip(s.size, s.out, s.kernel, s.stride, s.padding, s.dilation, strict=True)]
+
     def many_registers(self) -> bool:
         """Whether there are twice as many vector registers as AVX2 has."""
         return bool(getattr(self.target, "vector_registers", 16) >= 32)
@@ -189,6 +193,20 @@ class Maker:
         """Channels of a group where they are few and as many go in as out (1: depthwise), else 0; see `TapKernel`."""
         fits = self.cg == self.og and self.cg in (1, 2, 4) and self.spec.groups > 1 and self.lanes % self.cg == 0
         return self.cg if fits and self.spec.c >= self.lanes else 0
+
+    def pack(self, tile: Any, groups: int, outs: int, reduced: int, blocks: int, zeros: int) -> tuple[Temp, Temp]:
+        """Pack the weights; returns the addresses of the packed weights and of ``zeros`` zeros."""
+        s = self.spec
+        so, sc, *taps = s.w_strides
+        kernel = PackWeights(s.dtype, self.compute, self.rank, tile.vectors, tile.lanes, self.mixing())
+        elements = groups * blocks * prod(s.kernel) * reduced * tile.channels
+        packed = self.temp(elements + zeros)
+        n, k = (so, sc) if self.direction == "forward" else (sc, so)
+        args: list[Arg] = [Operand("w"), packed, groups, blocks, outs, reduced, zeros, self.og * so, n, k]
+        for extent, stride in zip(s.kernel, taps, strict=True):
+            args += [extent, stride]
+        self.launch(kernel, args, groups * blocks + 1)
+        return packed, Temp(packed.index, elements * self.compute.itemsize)
 
 
 def cheapest(shapes: list[tuple[int, int]], costs: list[float]) -> tuple[int, int]:

@@ -60,6 +60,8 @@ class TapKernel:
         mixing: 0 where a group has many channels. Else groups have ``mixing`` channels in and out, a divisor of a vector's lanes:
             then a vector of outputs spans several groups, computed from the vector of the same input channels (1: depthwise).
         epilogue: run on each result instead of storing it (see `with_order`).
+        scattered: neighbours in a tile are not neighbours in the image (the gradient of a strided convolution): the epilogue, not
+            an ordered one, is called for one pixel at a time, whose number is where its address would be.
     """
 
     compute: DType
@@ -68,6 +70,7 @@ class TapKernel:
     tile: Tile
     mixing: int = 0
     epilogue: Epilogue | None = None
+    scattered: bool = False
 
     ENTRY = "conv_taps"
 
@@ -75,7 +78,8 @@ class TapKernel:
     def key(self) -> str:
         t = self.tile
         tile = f"{t.pixels}x{t.vectors}x{t.lanes}"
-        return f"conv_taps:{self.mixing}:{self.compute.name}:{self.result.name}:{self.rank}d:{tile}:{self.output.key}"
+        how = f"{self.output.key}{' scattered' if self.scattered else ''}"
+        return f"conv_taps:{self.mixing}:{self.compute.name}:{self.result.name}:{self.rank}d:{tile}:{how}"
 
     @property
     def output(self) -> Output:
@@ -269,6 +273,13 @@ class _Body:
         channel, skip, count = columns
         from_ = k.at(self.spill, skip, self.element)
         rows = k.min(k.sub(pixels, at), self.tile.pixels)
+        if self.spec.scattered:
+            numbers = k.at(self.table.array(k.scratch, 1, self.capacity), at, I64)
+            with k.loop(0, rows) as i:
+                place = (0, k.load_raw(I64, k.at(numbers, i, I64), 8), k.add(channel, skip))
+                row = k.at(from_, k.mul(i, self.tile.channels), self.element)
+                self.finish.call(k, row, self.tile.channels, 1, count, place, None, constant(BOOL, 1))
+            return
         place = (0, k.add(first, at), k.add(channel, skip))
         self.finish.call(k, from_, self.tile.channels, rows, count, place, None, constant(BOOL, 1))
 

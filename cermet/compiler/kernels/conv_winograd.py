@@ -399,7 +399,7 @@ class _Body:
         for row in values:
             for value in row:
                 k.store(value, to, self.spec.compute)
-                to = k.at(to, self.s["m_row"], self.element)
+                to = k.at(to, self.s["m_point"], self.element)
 
     def _finish(self, image: Value, at: tuple[Value, Value], inside: tuple[Value, Value], column: Value, columns: Value) -> None:
         """Hand the rows of a tile that lie in the image to the epilogue."""
@@ -407,9 +407,9 @@ class _Body:
         k, s = self.k, self.s
         (y, x), (rows, across) = at, inside
         with k.loop(0, rows) as i:
-            from_ = k.at(self.strip, k.mul(k.mul(i, self.spec.outputs), s["m_row"]), self.element)
+            from_ = k.at(self.strip, k.mul(k.mul(i, self.spec.outputs), s["m_point"]), self.element)
             pixel = k.add(k.mul(k.add(k.mul(image, s["out_h"]), k.add(y, i)), s["out_w"]), x)
-            self.finish.call(k, from_, s["m_row"], across, columns, (0, pixel, column), None, constant(BOOL, 1))
+            self.finish.call(k, from_, s["m_point"], across, columns, (0, pixel, column), None, constant(BOOL, 1))
 
     def _result(self) -> Any:
         return memory_type(self.spec.output.dtype)

@@ -32,9 +32,9 @@ def winograd_outputs(direction: str, s: ConvSpec, target: Any) -> int:
     """The m of the fastest variant by the cost model, or 0 where the direct kernels are to be used."""
     if not config.winograd or direction not in ("forward", "input_grad") or not _fits(s):
         return 0
-    costs = {m: _cost(direction, s, target, m) for m in (4, 2)}
-    best = min(costs, key=costs.__getitem__)
-    return best if costs[best] < 0.95 * _direct_cost(direction, s, target) else 0
+    large, small = (_cost(direction, s, target, m) for m in (4, 2))
+    best, cost = (4, large) if large < small else (2, small)
+    return best if cost * 19 < _direct_cost(direction, s, target) * 20 else 0
 
 
 def _fits(s: ConvSpec) -> bool:
@@ -64,7 +64,8 @@ def _blocking(target: Any, m: int, reduced: int, outs: int, tiles: int) -> _Bloc
     points = (m + 2) ** 2
     # The sums and inputs of a group pass through the second-level cache point by point; few groups read the weights often.
     near = GROUP_BYTES // (points * 4 * (reduced + min(outs, 256)))
-    group = max(2 * rows, min(near, 96) // rows * rows)
+    least = (2 if points * reduced * outs * 4 < target.l2 * 8 else 4) * rows
+    group = max(least, min(near, 96) // rows * rows)
     groups = -(-tiles // group)
     group = rounded_up(-(-tiles // groups), rows)
     groups = -(-tiles // group)
@@ -79,8 +80,9 @@ def _blocking(target: Any, m: int, reduced: int, outs: int, tiles: int) -> _Bloc
 GROUP_BYTES = 640 << 10
 
 
-def _cost(direction: str, s: ConvSpec, target: Any, m: int) -> float:
-    """Cycles of one core, roughly: products, transforms, and weights that come from far."""
+def _cost(direction: str, s: ConvSpec, target: Any, m: int) -> int:
+    """Cycles of one core, roughly: products, transforms, and weights that come from far. In integers, as plans for all batch sizes are
+    made with letters."""
     reduced, outs, extents = _sizes(direction, s)
     lanes = max(1, target.vector_bytes // 4)
     points, tiles = (m + 2) ** 2, s.n * prod(-(-e // m) for e in extents)
@@ -88,26 +90,29 @@ def _cost(direction: str, s: ConvSpec, target: Any, m: int) -> float:
     b = _blocking(target, m, reduced, outs, tiles)
     # Vectors of channels.
     ins, made = -(-reduced // lanes), -(-outs // (lanes * vectors)) * vectors
-    products = points * b.groups * rounded_up(min(b.group, tiles), rows) * reduced * made / 2 / 0.85
-    gather = tiles * ins * (30 if m == 2 else 110)
-    scatter = tiles * made * (22 if m == 2 else 85)
-    weights = made * reduced * (50 if m == 2 else 120)
+    products = points * b.groups * rounded_up(min(b.group, tiles), rows) * reduced * made * 5 // 9
+    gather = tiles * ins * (60 if m == 2 else 230)
+    scatter = tiles * made * (50 if m == 2 else 200)
+    weights = made * reduced * (80 if m == 2 else 180)
     nbytes = points * reduced * outs * 4
-    far = nbytes / 6 + b.groups * nbytes / (16 if nbytes < target.l3 // 4 else 6) * 0.5
+    if nbytes < target.l3 // 4:
+        far = nbytes // 8 + b.groups * nbytes // 32
+    else:  # written to memory and read from there
+        far = nbytes * 2 // 3 + b.groups * nbytes // 10
     return products + gather * max(1, b.chunks // 2) + scatter + weights + far
 
 
-def _direct_cost(direction: str, s: ConvSpec, target: Any) -> float:
+def _direct_cost(direction: str, s: ConvSpec, target: Any) -> int:
     """Cycles of one core for the direct kernels."""
     reduced, outs, extents = _sizes(direction, s)
     lanes = max(1, target.vector_bytes // 4)
     source = s.size if direction == "forward" else s.out
-    reached = 1.0
-    for e, f, p in zip(extents, source, s.padding, strict=True):
-        shift = p if direction == "forward" else 2 - p
-        reached *= sum(sum(0 <= i - shift + t < f for t in range(3)) for i in range(e))
+    reached = s.n
+    for extent, size, padding in zip(extents, source, s.padding, strict=True):
+        shift = padding if direction == "forward" else 2 - padding
+        reached = reached * sum(max(0, min(extent, size + shift - t) - max(0, shift - t)) for t in range(3))
     made = -(-outs // (2 * lanes)) * 2
-    return s.n * reached * reduced * made / 2 / 0.92 + reduced * outs * 9 * 0.5
+    return reached * reduced * made * 5 // 9 + reduced * outs * 9 // 2
 
 
 class Winograd(Maker):
@@ -138,11 +143,12 @@ class Winograd(Maker):
         kernel = WinogradKernel(self.compute, outputs, rows, vectors, self.lanes, out)
         packed, zeros, u_point = self.weights(kernel, reduced, outs, forward)
         points, item = (outputs + 2) ** 2, self.compute.itemsize
-        v_row, m_row = rounded_up(reduced, 16) + 16, b.chunk + 16
-        v_point, m_point = b.group * v_row + 16, b.group * m_row + 16
-        m_at = points * v_point * item
-        strip_at = m_at + points * m_point * item
-        scratch = strip_at + (outputs**2 * m_row * item if epilogue else 0)
+        # A tile's points lie together, a cache line apart from a power of two.
+        v_point, m_point = rounded_up(reduced, 16) + 16, b.chunk + 16
+        v_row, m_row = points * v_point + 16, points * m_point + 16
+        m_at = b.group * v_row * item
+        strip_at = m_at + b.group * m_row * item
+        scratch = strip_at + (outputs**2 * m_point * item if epilogue else 0)
         (src_n, *src), (dst_n, *to) = source.bytes, into.bytes
         args: list[Arg] = [
             source.at, packed, zeros, 0 if epilogue else into.at, tiles, b.group, tile_rows, tile_columns, reduced, outs, b.chunk,

@@ -19,12 +19,13 @@ from math import prod
 from typing import Any, Literal
 
 from cermet.compiler.kernels.conv_base import ConvSpec, Image, Maker, channels_first, channels_last, cheapest
-from cermet.compiler.kernels.conv_layout import PackWeights
-from cermet.compiler.kernels.conv_table import Axis, PixelTable, backward_axis
+from cermet.compiler.kernels.conv_depthwise import MOST_UNROLLED, DepthwiseKernel
+from cermet.compiler.kernels.conv_pointwise import is_pointwise, plan_pointwise
+from cermet.compiler.kernels.conv_table import Axis, PixelTable
 from cermet.compiler.kernels.conv_taps import TapKernel, Tile, with_order
 from cermet.compiler.kernels.conv_weight_grad import PIXELS, SumWeights, WeightGradKernel
 from cermet.compiler.kernels.conv_winograd_plan import Winograd, winograd_outputs
-from cermet.compiler.kernels.finish import Epilogue
+from cermet.compiler.kernels.finish import Epilogue, Output
 from cermet.compiler.kernels.plan import Arg, Operand, Plan, Temp
 from cermet.dtypes import DType
 
@@ -46,27 +47,36 @@ def plan(
         direction: ``forward`` writes y, ``input_grad`` x, ``weight_grad`` w.
         spec: the convolution; the same in all directions.
         target: the machine.
-        epilogue: for the forward pass: runs for each element of y instead of the store to "y" (which is then not written). Its
-            ``b`` is the batch, ``m`` the position in the image (row-major), ``n`` the channel; ``acc`` has y's computing dtype.
+        epilogue: runs for each element of y or x instead of the store (which is then not made). Its ``b`` is the batch, ``m`` the
+            position in the image (row-major), ``n`` the channel; ``acc`` has the computing dtype. Not for ``weight_grad``.
         epilogue_args: one for each of the epilogue's parameters.
 
     Raises:
         ValueError: for an unknown direction, or an epilogue that does not fit.
     """
-    if epilogue is not None and (direction != "forward" or len(epilogue.params) != len(epilogue_args)):
+    if epilogue is not None and (direction == "weight_grad" or len(epilogue.params) != len(epilogue_args)):
         raise ValueError(
-            f"convolution: an epilogue goes with forward, not {direction}, and with as many arguments as it has parameters "
+            f"convolution: an epilogue goes with images, not {direction}, and with as many arguments as it has parameters "
             f"({len(epilogue.params)}, not {len(epilogue_args)})"
         )
+    if direction not in ("forward", "input_grad", "weight_grad"):
+        raise ValueError(f"unknown direction {direction!r}; expected forward, input_grad or weight_grad")
+    if is_pointwise(direction, spec):
+        return plan_pointwise(direction, spec, target, epilogue, tuple(epilogue_args))
     if len(spec.size) == 1:
         spec = _as_2d(spec)
     if direction == "weight_grad":
         return _Weights(direction, spec, target).plan()
-    if direction not in ("forward", "input_grad"):
-        raise ValueError(f"unknown direction {direction!r}; expected forward, input_grad or weight_grad")
     if outputs := winograd_outputs(direction, spec, target):
         return Winograd(direction, spec, target).plan(outputs, epilogue, tuple(epilogue_args))
-    return _Taps(direction, spec, target).plan(epilogue, tuple(epilogue_args))
+    maker = _Depthwise if _is_depthwise(spec, target) else _Taps
+    return maker(direction, spec, target).plan(epilogue, tuple(epilogue_args))
+
+
+def _is_depthwise(s: ConvSpec, target: Any) -> bool:
+    """Whether every channel is a group of its own, with enough of them for a vector."""
+    lanes = max(1, target.vector_bytes // s.dtype.compute.itemsize)
+    return s.groups == s.c == s.o >= lanes and len(s.size) == 2 and s.n * prod(s.size) * prod(s.out) > 0
 
 
 def _as_2d(s: ConvSpec) -> ConvSpec:
@@ -77,6 +87,59 @@ def _as_2d(s: ConvSpec) -> ConvSpec:
         s, size=(1, *s.size), kernel=(1, *s.kernel), out=(1, *s.out), stride=(1, *s.stride), padding=(0, *s.padding),
         dilation=(1, *s.dilation), x_strides=grown(s.x_strides), w_strides=grown(s.w_strides), y_strides=grown(s.y_strides),
     )  # fmt: skip
+
+
+class _Depthwise(Maker):
+    """Forward and input gradient of a depthwise convolution."""
+
+    def plan(self, epilogue: Epilogue | None, epilogue_args: tuple[Arg, ...]) -> Plan:
+        s = self.spec
+        self.forward = self.direction == "forward"
+        if self.forward:
+            source, axes = self.source("x", s.c, s.size, s.x_strides, any_dtype=True), self.forward_axes()
+            result = ("y", s.o, s.out, s.y_strides)
+        else:
+            source, axes = self.source("y", s.o, s.out, s.y_strides, any_dtype=True), self.backward_axes()
+            result = ("x", s.c, s.size, s.x_strides)
+        dst = Image(Operand(result[0]), s.dtype, result[3], result[1], result[2])
+        direct = dst.strides[1] == 1 or epilogue is not None
+        into = dst
+        if not direct:
+            strides = channels_last(s.n, dst.channels, dst.size)
+            into = Image(self.temp(s.n * dst.channels * prod(dst.size)), self.compute, strides, dst.channels, dst.size)
+        self.contract(source, into, axes, epilogue, epilogue_args)
+        if not direct:
+            self.relayout(into, dst, 0, dst.size[-1], dst.size[-1])
+        return Plan(self.launches, self.temps)
+
+    def contract(
+        self, source: Image, into: Image, axes: list[Axis], epilogue: Epilogue | None, epilogue_args: tuple[Arg, ...]
+    ) -> None:
+        """Pack the weights and run the kernel."""
+        s, item = self.spec, self.compute.itemsize
+        vectors = 2 if s.c >= 2 * self.lanes else 1
+        pixels = (12 if self.many_registers() else 4) // vectors * 2 // (1 if vectors == 2 else 2)
+        width = vectors * self.lanes
+        packed, _ = self.pack(Tile(pixels, vectors, self.lanes), 1, s.c, 1, -(-s.c // width), 0)
+        across = s.kernel[1] if len(axes[1].phases) == 1 and s.kernel[1] <= MOST_UNROLLED else 0
+        output = Output(self.compute, into.dtype, True, epilogue=epilogue, folded=True)
+        kernel = DepthwiseKernel(source.dtype, self.compute, pixels, vectors, self.lanes, across, output)
+        (dst_n, *dst), row = into.bytes, 0
+        if epilogue is not None:  # a row of the result is kept in scratch
+            dst_n, dst, row = 0, [0, s.c * item], into.size[1] * s.c * item
+        taps = [width * item * s.kernel[1], width * item]
+        args: list[Arg] = [source.at, packed, 0 if epilogue else into.at, s.c, *source.bytes, dst_n, *dst]
+        args += [taps[0] * s.kernel[0], *taps]
+        table = len(kernel.params())
+        for a in axes:
+            args += [a.out, a.src, len(a.phases), a.step, a.kstep, a.ostep, table]
+            table += len(kernel.phases(a))
+        if epilogue is not None:
+            args += [prod(into.size), *epilogue_args]
+        for a in axes:
+            args += kernel.phases(a)
+        rows = s.n * into.size[0]
+        self.launch(kernel, args, rows, row, 2 * s.macs, 1 + rows * (1 << 18) // max(1, 2 * s.macs))
 
 
 class _Taps(Maker):
@@ -98,7 +161,7 @@ class _Taps(Maker):
             source, axes = self.source("x", s.c, s.size, s.x_strides), self.forward_axes()
         else:
             source = self.source("y", s.o, s.out, s.y_strides)
-            axes = [backward_axis(*a) for a in zip(s.size, s.out, s.kernel, s.stride, s.padding, s.dilation, strict=True)]
+            axes = self.backward_axes()
         dst = Image(Operand(result[0]), s.dtype, result[3], result[1], result[2])
         direct = dst.strides[1] == 1 or dst.channels == 1 or epilogue is not None
         into = dst
@@ -123,8 +186,10 @@ class _Taps(Maker):
         s, mixing = self.spec, self.mixing()
         groups, outs, reduced = (1, into.channels, mixing) if mixing else (s.groups, self.outs, self.reduced)
         tile = self.tile(outs)
-        ordered = with_order(self.epilogue) if self.epilogue is not None else None
-        kernel = TapKernel(self.compute, into.dtype, self.rank, tile, mixing, ordered)
+        epilogue, scattered = self.epilogue, any(len(a.phases) > 1 for a in axes)
+        if epilogue is not None and not scattered:
+            epilogue = with_order(epilogue)
+        kernel = TapKernel(self.compute, into.dtype, self.rank, tile, mixing, epilogue, epilogue is not None and scattered)
         blocks = -(-outs // tile.channels)
         run = reduced * (s.kernel[-1] if run_mode else 1)
         packed, zeros = self.pack(tile, groups, outs, reduced, blocks, max(run, source.channels))
@@ -134,13 +199,18 @@ class _Taps(Maker):
             steps.insert(0, steps[0] * k)
         taps = prod(a.taps for a in axes)
         tiles, parts, part_blocks, chunks, phase_count = self.blocking(axes, tile, taps, run, blocks * groups)
-        args: list[Arg] = [source.at, packed, zeros, 0 if ordered else into.at]
+        args: list[Arg] = [source.at, packed, zeros, into.at if epilogue is None else 0]
         args += [chunks, phase_count, part_blocks, groups, blocks, tiles, run, outs, taps, reduced, steps[0] * s.kernel[0]]
-        geometry = PixelTable.arguments(s.n, axes, source.bytes, into.bytes, steps, len(kernel.params()))
+        # For an epilogue addresses in the result are numbers of pixels.
+        image = prod(into.size)
+        places = into.bytes if epilogue is None else [image, *(prod(into.size[d + 1 :]) for d in range(self.rank))]
+        geometry = PixelTable.arguments(s.n, axes, source.bytes, places, steps, len(kernel.params()))
         args += geometry
-        if ordered is not None:
+        if kernel.scattered:
+            args += [image, *self.epilogue_args]
+        elif epilogue is not None:
             inner = geometry[PixelTable.params(self.rank).index("batch_inner")]
-            args += [s.n if inner else prod(s.out), inner, *self.epilogue_args]
+            args += [s.n if inner else image, inner, *self.epilogue_args]
         args += PixelTable.tail(axes)
         total = chunks * phase_count * parts
         self.launch(kernel, args, total, kernel.scratch(tiles, taps), 2 * s.macs, 1 + total * (1 << 19) // max(1, 2 * s.macs))
@@ -159,20 +229,6 @@ class _Taps(Maker):
         while part_blocks > 1 and chunks * phase_count * -(-blocks // part_blocks) < 32:
             part_blocks = -(-part_blocks // 2)
         return tiles, -(-blocks // part_blocks), part_blocks, chunks, phase_count
-
-    def pack(self, tile: Tile, groups: int, outs: int, reduced: int, blocks: int, zeros: int) -> tuple[Temp, Temp]:
-        """Pack the weights; returns the addresses of the packed weights and of ``zeros`` zeros."""
-        s = self.spec
-        so, sc, *taps = s.w_strides
-        kernel = PackWeights(s.dtype, self.compute, self.rank, tile.vectors, tile.lanes, self.mixing())
-        elements = groups * blocks * prod(s.kernel) * reduced * tile.channels
-        packed = self.temp(elements + zeros)
-        n, k = (so, sc) if self.forward else (sc, so)
-        args: list[Arg] = [Operand("w"), packed, groups, blocks, outs, reduced, zeros, self.og * so, n, k]
-        for extent, stride in zip(s.kernel, taps, strict=True):
-            args += [extent, stride]
-        self.launch(kernel, args, groups * blocks + 1)
-        return packed, Temp(packed.index, elements * self.compute.itemsize)
 
 
 @dataclass(frozen=True)

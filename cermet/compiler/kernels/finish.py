@@ -56,6 +56,7 @@ class Output:
         epilogue: replaces the store.
         swapped: the product is computed transposed: the epilogue's ``m`` runs along our columns.
         folded: our rows are the epilogue's ``b`` and ``m`` in one.
+        turned: all this holds for our product's transpose.
     """
 
     acc: DType
@@ -65,12 +66,13 @@ class Output:
     epilogue: Epilogue | None = None
     swapped: bool = False
     folded: bool = False
+    turned: bool = False
 
     @property
     def key(self) -> str:
         if self.epilogue is None:
             return f"{self.dtype.name}{' unit' if self.unit else ''}{' adds' if self.adds else ''}"
-        return f"epilogue {self.epilogue.key}{' swapped' if self.swapped else ''}{' folded' if self.folded else ''}"
+        return f"epilogue {self.epilogue.key}{' swapped' if self.swapped else ''}{' folded' if self.folded else ''}{' turned' if self.turned else ''}"
 
     @property
     def params(self) -> tuple[str, ...]:
@@ -164,6 +166,8 @@ def _epilogue_function(module: ir.Module, target: Any, out: Output) -> ir.Functi
     tile_row, cols, b, i0, j0, fold = (Param(name, "int") for name in (*_FIRST[1:], "fold"))
     i, j = Var("i"), Var("j")
     row, col = i.expr + i0.expr, j.expr + j0.expr
+    if out.turned:
+        row, col = col, row
     batch: Expr = b.expr
     if out.folded:
         batch, row = Expr("idiv", (row, fold.expr), dt.int64), Expr("imod", (row, fold.expr), dt.int64)

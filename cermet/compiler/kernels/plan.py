@@ -55,7 +55,11 @@ class KernelLaunch:
 
 @dataclass
 class Plan:
-    """Launches in order (each sees the memory effects of those before it) and the bytes of each temporary."""
+    """Launches in order (each sees the memory effects of those before it) and the bytes of each temporary.
+
+    origin: where sizes are letters: what to call, with what, for the plan of other sizes (see `cermet.compiler.schedule.hand`).
+    """
 
     launches: list[KernelLaunch]
     temps: list[int] = field(default_factory=list)
+    origin: Any = None

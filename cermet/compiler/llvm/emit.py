@@ -27,6 +27,7 @@ from cermet.compiler.loops.ir import (
     Guard,
     Kernel,
     Param,
+    Prefetch,
     Reduce,
     Register,
     Stmt,
@@ -63,6 +64,7 @@ class Emitter(Memory):
         self.push(Scope("function", function.append_basic_block("entry")))
         self._changes: dict[int, tuple[Any, ...]] = {}
         self.in_vector = False
+        self.streaming = False
         self.partial: dict[Register, str] = {}  # registers that keep a partial result a lane
 
     # -- the kernel ------------------------------------------------------------------------------------------------
@@ -81,8 +83,31 @@ class Emitter(Memory):
             self.vars[loop.var] = Val(index, 0, self.top)
             self.statements(loop.body)
 
-        self._loop(begin, end, 1, body, self._changes[id(loop)], sure=False)
+        def blocks() -> None:
+            self._loop(begin, end, 1, body, self._changes[id(loop)], sure=False)
+
+        fresh = self._fresh(kernel)
+        if fresh is None:
+            blocks()
+        else:
+            # Memory that was just read is in the caches: writing past them would be slower.
+            self.streaming = True
+            self._if(Val(fresh), blocks)
+            self.streaming = False
+            self._if(Val(self.at(0).xor(fresh, constant(BOOL, 1))), blocks)
         self.at(0).effect("ret void")
+
+    def _fresh(self, kernel: Kernel) -> Any:
+        """Whether what is streamed lies in no memory that is read; None where nothing is streamed."""
+        streamed = {s.buffer for s in kernel.walk() if isinstance(s, Store) and s.stream}
+        b, fresh = self.at(0), None
+        for out in [p for p in kernel.params if p in streamed]:
+            if fresh is None:
+                fresh = constant(BOOL, 1)
+            for p in kernel.params:
+                if p.kind == "buffer" and p.readonly:
+                    fresh = b.and_(fresh, b.icmp("ne", self.params[p].base, self.params[out].base))
+        return fresh
 
     def _bind(self, params: list[Param]) -> None:
         """Read every slot of the argument array."""
@@ -112,6 +137,8 @@ class Emitter(Memory):
         """The registers and buffers that a statement writes."""
         if isinstance(stmt, For | Guard):
             return self._changes[id(stmt)]
+        if isinstance(stmt, Prefetch):
+            return ()
         return (stmt.buffer if isinstance(stmt, Store) else stmt.reg,)
 
     def _all_written(self, body: Iterable[Stmt]) -> tuple[Any, ...]:
@@ -137,6 +164,8 @@ class Emitter(Memory):
                 self._set(stmt.reg, self._in_lanes(stmt.value, stmt.reg))
             elif isinstance(stmt, Reduce):
                 self._reduce(stmt)
+            elif isinstance(stmt, Prefetch):
+                self.prefetch(stmt)
             else:
                 condition = self.value(stmt.condition)
                 self._if(condition, lambda inner=stmt: self.statements(inner.body), self._changes[id(stmt)])  # type: ignore[misc]

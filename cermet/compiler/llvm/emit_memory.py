@@ -13,7 +13,7 @@ from llvmlite import ir
 from cermet.compiler.llvm import emit_ops
 from cermet.compiler.llvm.builder import BOOL, I8, I64, PTR, VOID, LaneBuilder, Line, llvm_type, memory_type, vector
 from cermet.compiler.llvm.emit_expr import Expressions, Node, Val, scalar_line, varying
-from cermet.compiler.loops.ir import Param, Store
+from cermet.compiler.loops.ir import Param, Prefetch, Store
 
 __all__ = ["Memory"]
 
@@ -183,6 +183,13 @@ class Memory(Expressions):
         if name not in found:
             found[name] = Line(VOID, "", text)
 
+    def prefetch(self, stmt: Prefetch) -> None:
+        """Ask for the line of an element."""
+        b = self.at(self.top)
+        address = self._address(b, stmt.buffer, self.value(stmt.offset).base, False)
+        self._declare("llvm.prefetch.p0", "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        b.effect(f"call void @llvm.prefetch.p0(ptr {address.get_reference()}, i32 0, i32 3, i32 1)")
+
     # -- stores ----------------------------------------------------------------------------------------------------
 
     def store(self, stmt: Store) -> None:
@@ -191,10 +198,12 @@ class Memory(Expressions):
         offset = self.value(stmt.offset)
         mask = None if stmt.mask is None else self.value(stmt.mask)
         value = self.value(stmt.value)
-        self._write(buffer, offset, value, mask)
+        self._write(buffer, offset, value, mask, stmt.stream and self.streaming)
         self.forget(buffer)
 
-    def _write(self, buffer: Param, offset: Val, value: Val, mask: Val | None) -> None:
+    streaming = False  # whether the code being written may stream
+
+    def _write(self, buffer: Param, offset: Val, value: Val, mask: Val | None, stream: bool = False) -> None:
         if offset.uniform and value.uniform and (mask is None or mask.uniform):
             if mask is not None:
                 self._if(mask, lambda: self._write(buffer, offset, value, None))
@@ -213,7 +222,12 @@ class Memory(Expressions):
         if offset.step.__class__ is int and offset.step == 1:
             address = self._address(b, buffer, offset.base, mask is None).get_reference()
             if mask is None:
-                b.effect(f"store {raw.type} {raw.get_reference()}, ptr {address}, align {size}")
+                width = size * self.lanes
+                if stream and width >= 16:
+                    hint = f"align {min(width, 64)}, !nontemporal {self._nontemporal()}"
+                else:
+                    hint = f"align {size}"
+                b.effect(f"store {raw.type} {raw.get_reference()}, ptr {address}, {hint}")
                 return
             bits = self.vector_of(mask, self.lanes, BOOL)
             name = f"llvm.masked.store.{_mangled(raw.type)}.p0"
@@ -222,6 +236,10 @@ class Memory(Expressions):
             b.effect(f"call void @{name}({data}, ptr align {size} {address}, {mask_text})")
             return
         self._scatter(b, buffer, offset, raw, mask)
+
+    def _nontemporal(self) -> str:
+        """The module's name for LLVM's mark of stores past the caches."""
+        return self.scopes[0].ir.module.add_metadata([ir.Constant(ir.IntType(32), 1)]).get_reference()  # type: ignore[no-any-return]
 
     def _if(self, mask: Val, body: Any) -> None:
         raise NotImplementedError

@@ -15,6 +15,8 @@ __all__ = ["strips", "unrolls"]
 _MATH_WEIGHT = 20
 _LIGHT = 12
 _HEAVY = 60
+_CHAINS = 8  # additions under way at once
+_WIDEST = 64  # lanes
 _UNROLL_TRIPS = 64
 _UNROLL_WEIGHT = 256
 
@@ -22,13 +24,14 @@ _UNROLL_WEIGHT = 256
 class Work:
     """A body in figures: the element size that decides the lanes, its length in operations, what it does to memory."""
 
-    __slots__ = ("maskable", "reduces", "seen", "size", "stores", "weight")
+    __slots__ = ("maskable", "reduces", "seen", "size", "stores", "sums", "weight")
 
     def __init__(self) -> None:
         self.size = 1
         self.weight = 0
         self.reduces = False
         self.stores = False
+        self.sums = 0  # registers of a lane's own that a loop adds up in
         self.maskable = True
         self.seen: set[int] = set()
 
@@ -51,7 +54,11 @@ def strips(e: Expressions, stmt: For) -> list[tuple[int, bool]]:
     maskable = e.target.has_masked and work.maskable
     if work.weight > _HEAVY:
         return [(native, True)] if maskable else [(native, False), (1, False)]
-    many = 4 if work.reduces and work.weight <= _LIGHT else 2
+    many = stmt.wide or (4 if work.reduces and work.weight <= _LIGHT else 2)
+    if work.sums and work.weight <= _LIGHT and maskable:
+        # Lanes that each sum up along a loop of their own: wide ones read whole lines, and have chains enough to hide additions behind.
+        wide = max(2, min(_CHAINS // work.sums, _WIDEST // native))
+        return [*[(native * k, False) for k in sorted({wide, 2}, reverse=True)], (native, True)]
     rest = [(native, True)] if maskable and (work.weight > _LIGHT or not work.stores) else [(native, False), (1, False)]
     return [(native * many, False), *rest]
 
@@ -67,18 +74,21 @@ def unrolls(e: Expressions, stmt: For, extent: int, rest: bool) -> bool:
 def survey(e: Expressions, body: list[Stmt], var: Var) -> Work:
     """What the body of a loop over ``var`` does."""
     work = Work()
-    stack: list[tuple[Stmt, int]] = [(s, 1) for s in body]
+    stack: list[tuple[Stmt, int, bool]] = [(s, 1, False) for s in body]
     while stack:
-        inner, copies = stack.pop()
+        inner, copies, looped = stack.pop()
         if isinstance(inner, For | Guard):
             times = 1
             if isinstance(inner, For) and inner.unroll and inner.extent.op == "const":
                 times = int(inner.extent.attr)
                 times = times if unrolls(e, inner, times, False) else 1
-            stack.extend((s, copies * times) for s in inner.body)
+            again = looped or (isinstance(inner, For) and times == 1)
+            stack.extend((s, copies * times, again) for s in inner.body)
             continue
         value = inner.init if isinstance(inner, Define) else inner.value
-        work.reduces |= isinstance(inner, Reduce) and inner.reg in e.regs
+        if isinstance(inner, Reduce):
+            work.reduces |= inner.reg in e.regs
+            work.sums += looped and inner.reg not in e.regs
         work.size = max(work.size, value.dtype.itemsize)
         roots = [e.number(value)]
         if isinstance(inner, Store):

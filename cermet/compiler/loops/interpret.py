@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, Param, Reduce, Register, Stmt, Store
+from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, Param, Prefetch, Reduce, Register, Stmt, Store
 from cermet.dtypes import DType
 
 __all__ = ["interpret", "philox"]
@@ -87,6 +87,8 @@ class _Interpreter:
                 self.regs[stmt.reg] = self.spread(self.value(stmt.value))
             elif isinstance(stmt, Reduce):
                 self.reduce(stmt)
+            elif isinstance(stmt, Prefetch):
+                continue
             elif bool(np.all(self.value(stmt.condition))):
                 self.statements(stmt.body)
         for reg in inner:

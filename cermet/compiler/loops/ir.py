@@ -36,6 +36,7 @@ __all__ = [
     "Guard",
     "Kernel",
     "Param",
+    "Prefetch",
     "Reduce",
     "Register",
     "Stmt",
@@ -193,23 +194,40 @@ class Param:
 
 @dataclass(eq=False)
 class For:
-    """A loop of ``extent`` iterations over ``var``."""
+    """A loop of ``extent`` iterations over ``var``.
+
+    ``wide``: of a vector loop, how many vectors an iteration should take; 0 leaves that to the target.
+    """
 
     var: Var
     extent: Expr
     body: list[Stmt]
     kind: Literal["parallel", "vector", "serial"] = "serial"
     unroll: bool = False
+    wide: int = 0
+
+
+@dataclass(eq=False)
+class Prefetch:
+    """A hint that ``buffer[offset]`` will be read soon. Computes nothing; any offset will do. Not inside vector loops."""
+
+    buffer: Param
+    offset: Expr
 
 
 @dataclass(eq=False)
 class Store:
-    """``buffer[offset] = value`` where ``mask`` holds. ``value`` has the dtype ``buffer.dtype.compute``."""
+    """``buffer[offset] = value`` where ``mask`` holds. ``value`` has the dtype ``buffer.dtype.compute``.
+
+    ``stream``: a hint that the caches should not keep it. ``offset`` must then be, at every multiple of 64 bytes' worth of iterations of the
+    innermost vector loop, a multiple of 64 bytes too.
+    """
 
     buffer: Param
     offset: Expr
     value: Expr
     mask: Expr | None = None
+    stream: bool = False
 
 
 @dataclass(eq=False)
@@ -248,7 +266,7 @@ class Guard:
     body: list[Stmt]
 
 
-Stmt = For | Store | Define | Assign | Reduce | Guard
+Stmt = For | Prefetch | Store | Define | Assign | Reduce | Guard
 
 
 @dataclass(eq=False)

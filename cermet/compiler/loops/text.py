@@ -6,7 +6,7 @@ import hashlib
 import struct
 from typing import Any
 
-from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, Param, Stmt, Store
+from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, Param, Prefetch, Stmt, Store
 
 __all__ = ["expression_text", "fingerprint", "to_text"]
 
@@ -84,12 +84,14 @@ def fingerprint(kernel: Kernel) -> str:
             out.append(stmt)
         elif kind is For:
             extent = n.expression(stmt.extent)
-            out.append(f"F{n.thing(stmt.var)},{extent},{stmt.kind[0]}{int(stmt.unroll)}{{")
+            out.append(f"F{n.thing(stmt.var)},{extent},{stmt.kind[0]}{int(stmt.unroll)}{stmt.wide or ''}{{")
             stack.append("}")
             stack.extend(reversed(stmt.body))
         elif kind is Store:
             mask = -1 if stmt.mask is None else n.expression(stmt.mask)
-            out.append(f"S{n.thing(stmt.buffer)},{n.expression(stmt.offset)},{n.expression(stmt.value)},{mask}")
+            out.append(f"S{n.thing(stmt.buffer)},{n.expression(stmt.offset)},{n.expression(stmt.value)},{mask}{'s' if stmt.stream else ''}")
+        elif kind is Prefetch:
+            out.append(f"H{n.thing(stmt.buffer)},{n.expression(stmt.offset)}")
         elif kind is Guard:
             out.append(f"G{n.expression(stmt.condition)}{{")
             stack.append("}")
@@ -203,6 +205,8 @@ def _expressions(stmt: Stmt) -> list[Expr]:
         return [stmt.extent]
     if isinstance(stmt, Store):
         return [stmt.offset, stmt.value] + ([] if stmt.mask is None else [stmt.mask])
+    if isinstance(stmt, Prefetch):
+        return [stmt.offset]
     if isinstance(stmt, Guard):
         return [stmt.condition]
     return [stmt.init if isinstance(stmt, Define) else stmt.value]
@@ -239,11 +243,14 @@ def _param_text(param: Param) -> str:
 def _statement(p: _Printer, stmt: Stmt, pad: str) -> str:
     if isinstance(stmt, For):
         return f"{stmt.kind}{' unroll' if stmt.unroll else ''} {p.name(stmt.var)} < {p.expression(stmt.extent, pad)}:"
+    if isinstance(stmt, Prefetch):
+        return f"prefetch {p.name(stmt.buffer)}[{p.expression(stmt.offset, pad)}]"
     if isinstance(stmt, Guard):
         return f"if {p.expression(stmt.condition, pad)}:"
     if isinstance(stmt, Store):
         mask = "" if stmt.mask is None else f" if {p.expression(stmt.mask, pad)}"
-        return f"{p.name(stmt.buffer)}[{p.expression(stmt.offset, pad)}] = {p.expression(stmt.value, pad)}{mask}"
+        past = "stream " if stmt.stream else ""
+        return f"{past}{p.name(stmt.buffer)}[{p.expression(stmt.offset, pad)}] = {p.expression(stmt.value, pad)}{mask}"
     if isinstance(stmt, Define):
         return f"%{p.name(stmt.reg)}: {stmt.reg.dtype.name} = {p.expression(stmt.init, pad)}"
     if isinstance(stmt, Assign):

@@ -25,6 +25,7 @@ from cermet.compiler.loops.ir import (
     Reduce,
     Register,
     Stmt,
+    Prefetch,
     Store,
 )
 from cermet.compiler.loops.text import expression_text
@@ -204,6 +205,11 @@ class _Verifier:
     def _simple(self, stmt: Stmt) -> None:
         if isinstance(stmt, Store):
             self._store(stmt)
+        elif isinstance(stmt, Prefetch):
+            _require(stmt.buffer in self.params, f"{stmt.buffer!r} is not a parameter of the kernel")
+            _require(stmt.buffer.kind in ("buffer", "scratch"), f"{stmt.buffer!r} is no buffer")
+            _require(not self.vectors, "it is inside a vector loop")
+            self.value(stmt.offset, dt.int64, "the offset")
         elif isinstance(stmt, Define):
             self.value(stmt.init, stmt.reg.dtype, "the value")
             _require(stmt.reg not in self.regs, "the register is defined already")
@@ -325,6 +331,8 @@ def describe(stmt: Stmt) -> str:
         return "guard"
     if isinstance(stmt, Store):
         return f"store to {stmt.buffer!r}[{_short(stmt.offset)}]"
+    if isinstance(stmt, Prefetch):
+        return f"prefetch of {stmt.buffer!r}[{_short(stmt.offset)}]"
     return f"{type(stmt).__name__.lower()} of {stmt.reg!r}"
 
 

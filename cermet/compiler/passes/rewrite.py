@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cermet.compiler.schedule.operand import BY_HAND, is_strided
+from cermet.compiler.schedule.operand import BY_HAND, is_strided, runs_along_last
 from cermet.graph.node import Node, toposort
 from cermet.ops.define import OpDef, constant
-from cermet.ops.leaf import const_value
+from cermet.ops.leaf import const_value, results_of
 from cermet.ops.movement import copy, expand, permute, reshape, slice_
+from cermet.ops.recurrence import takes_any_strides
 
 __all__ = ["rewrite"]
 
@@ -71,14 +72,29 @@ class _Rewriter:
             if op.kind in BY_HAND:
                 inputs = self._legal(n, inputs)
             final = self._share(n, inputs)
+            if call.outs is not None:
+                self._several(n, final)
+                return
             memo[n] = final
             memo[final] = final
+
+    def _several(self, n: Node, final: Node) -> None:
+        """A primitive with several results stands for the tuple of them, each a node that its kernel writes."""
+        if final not in self.memo:
+            self.memo[final] = results_of(final)
+            for r in self.memo[final]:
+                r.where = final.where
+                self.memo[r] = r
+        self.memo[n] = self.memo[final]
 
     def _legal(self, n: Node, inputs: tuple[Node, ...]) -> tuple[Node, ...]:
         """Operands of a kernel designed by hand, copied where strides can't describe them."""
         out = []
-        for x in inputs:
-            out.append(x if is_strided(x) else self._copied(x, n.where))
+        for k, x in enumerate(inputs):
+            x = x if is_strided(x) else self._copied(x, n.where)
+            if n.call.op.kind == "recurrence" and not takes_any_strides(n.call, k) and not runs_along_last(x):
+                x = self._again(copy(x))
+            out.append(x)
         return tuple(out)
 
     def _copied(self, x: Node, where: Any) -> Node:

@@ -11,10 +11,14 @@ __all__ = ["Axes", "Class", "merge"]
 
 
 class Axes:
-    """The dims of a domain: per axis a list of extents, outer first."""
+    """The dims of a domain: per axis a list of extents, outer first.
 
-    def __init__(self, domain: Sequence[int]) -> None:
+    ``first`` is where each axis begins, where they are a part of the domain only.
+    """
+
+    def __init__(self, domain: Sequence[int], first: Sequence[int] | None = None) -> None:
         self.extents: list[list[int]] = [[e] for e in domain]
+        self.first = [0] * len(domain) if first is None else list(first)
         self.dims: list[list[Dim]] = []
         self._renew()
 
@@ -41,13 +45,13 @@ class Axes:
     def index(self) -> tuple[Idx, ...]:
         """The domain's index, an expression per axis."""
         out = []
-        for row in self.dims:
+        for row, first in zip(self.dims, self.first, strict=True):
             total = ZERO
             stride = 1
             for d in reversed(row):
                 total = total.plus(var(d).times(stride))
                 stride *= d.extent
-            out.append(total)
+            out.append(total.shifted(first))
         return tuple(out)
 
 

@@ -59,7 +59,11 @@ def find_epilogues(
         candidates = [
             n
             for n in reads.get(g, ())
-            if readers[n] == {g} and n not in wanted and n.meta.numel == math.prod(g.domain) and _takes_epilogue(n)
+            if readers[n] == {g}
+            and n not in wanted
+            and n.meta.numel == math.prod(g.domain)
+            and _takes_epilogue(n)
+            and all(_in_order(x, n) for m in fusion.evaluated[g] for x in ((m,) if m.call.op.kind == "movement" else m.inputs))
         ]
         for n in sorted(candidates, key=lambda n: (-_flops(n), fusion.positions[n])):
             try:
@@ -70,13 +74,29 @@ def find_epilogues(
     return out
 
 
+def _in_order(x: Node, producer: Node) -> bool:
+    """False where ``x`` has the producer's elements in another order, so that no index arithmetic need find out that it is unfit."""
+    ordered = True
+    while x is not producer and x.call.op.kind == "movement" and x.buffer is None:
+        inner, op = x.inputs[0], x.call.op.name
+        if op == "permute":
+            kept = [d for d in x.call.attrs[0] if inner.meta.shape[d] != 1]
+            ordered = ordered and kept == sorted(kept)
+        elif op != "reshape":
+            ordered = ordered and x.meta.numel == inner.meta.numel and op == "expand"
+        x = inner
+    return ordered or x is not producer
+
+
 def _takes_epilogue(n: Node) -> bool:
     kind = n.call.op.kind
     if n.meta.dtype.kind != "f" or n.meta.numel == 0:
         return False
-    return (kind == "contraction" and n.inputs[0].meta.shape[-1] > 0) or (
-        kind == "convolution" and n.call.attr("direction") == "forward"
-    )
+    if kind == "convolution":
+        # The gradient of a strided one finishes pixels that are no neighbours: an epilogue would be called for each of them.
+        direction = n.call.attr("direction")
+        return direction == "forward" or (direction == "input_grad" and max(n.call.attr("stride")) == 1)
+    return kind == "contraction" and n.inputs[0].meta.shape[-1] > 0
 
 
 def _flops(n: Node) -> int:

@@ -54,6 +54,7 @@ class Group:
         "outer",
         "position",
         "reduced",
+        "weight",
     )
 
     def __init__(self, index: int, kind: str, domain: tuple[int, ...]) -> None:
@@ -64,6 +65,7 @@ class Group:
         self.reduced: tuple[int, ...] | None = None
         self.fast = -1  # the dim of the domain along which memory runs, where something is reduced
         self.nodes: list[Node] = []
+        self.weight = 0  # nodes that make code
         self.outer: set[Node] = set()  # nodes of the size that remains after reduction
         self.ancestors = 0
         self.has_descendants = False
@@ -115,7 +117,7 @@ class _Fuser:
         sources = [source_of(i) for i in n.inputs]
         if kind in LOOP_KINDS:
             for g in self._candidates(n, sources):
-                if len(g.nodes) < MAX_NODES and self._joins(n, g) and not self._closes_cycle(g, sources):
+                if g.weight < MAX_NODES and self._joins(n, g) and not self._closes_cycle(g, sources):
                     self._add(n, g, sources)
                     self._try_merges(n, g, sources)
                     return
@@ -156,7 +158,7 @@ class _Fuser:
     def _beside(self, n: Node, g: Group) -> bool:
         """Whether a reduction fits a group of reductions over the same dims of the same shape: they mostly read the same values."""
         return (
-            g.kind == "loop" and bool(g.nodes) and len(g.nodes) < MAX_NODES and g.reduced == n.call.attrs[0]
+            g.kind == "loop" and bool(g.nodes) and g.weight < MAX_NODES and g.reduced == n.call.attrs[0]
             and g.domain == n.inputs[0].meta.shape
         )  # fmt: skip
 
@@ -212,6 +214,7 @@ class _Fuser:
         elif g.kind == "loop" and g.nodes and self._level(n, g) == "outer":
             g.outer.add(n)
         g.nodes.append(n)
+        g.weight += not _by_position(n)
         self.group_of[n] = g
         before = g.ancestors
         for s in sources:
@@ -232,7 +235,7 @@ class _Fuser:
     def _try_merges(self, n: Node, g: Group, sources: list[Node]) -> None:
         for x, s in zip(n.inputs, sources, strict=True):
             h = self.group_of.get(s)
-            if h is None or h is g or h.kind != "loop" or len(h.nodes) + len(g.nodes) > MAX_NODES:
+            if h is None or h is g or h.kind != "loop" or h.weight + g.weight > MAX_NODES:
                 continue
             if n.call.op.kind == "gather" and x is n.inputs[0]:
                 continue
@@ -261,6 +264,7 @@ class _Fuser:
         for n in h.nodes:
             self.group_of[n] = g
         g.nodes = h.nodes + g.nodes
+        g.weight += h.weight
         g.outer |= h.outer
         g.position = min(g.position, h.position)
         if h.reduced is not None and g.reduced is None:
@@ -271,6 +275,13 @@ class _Fuser:
             if d.ancestors & (h.bit | g.bit):
                 d.ancestors = (d.ancestors & ~h.bit) | g.bit | g.ancestors
                 g.has_descendants = True
+
+
+def _by_position(n: Node) -> bool:
+    """Whether n is part of a choice by position (of the pieces of a cat): each piece gets loops of its own, in which it makes no code."""
+    if n.call.op.name == "where":
+        n = source_of(n.inputs[0])
+    return n.call.op.name == "lt" and source_of(n.inputs[0]).call.op.name == "iota"
 
 
 def _aligned(x: Node) -> bool:

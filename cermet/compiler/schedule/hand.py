@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from cermet import config
 from cermet import dtypes as dt
-from cermet.compiler.kernels import contraction, convolution
+from cermet.compiler.kernels import contraction, convolution, recurrence
 from cermet.compiler.kernels.plan import Operand, Plan, Temp
 from cermet.compiler.llvm.jit import Request, kernel_request
 from cermet.compiler.llvm.target import Target
@@ -26,6 +27,8 @@ from cermet.compiler.schedule.lower import LoopCall, identity_of
 from cermet.compiler.schedule.operand import strided
 from cermet.compiler.schedule.tree import row_major
 from cermet.graph.node import Node
+from cermet.ops.recurrence import backward_parts, forward_parts
+from cermet.graph.sizes import Refused, at_least, has_letters, presently, tracing
 
 __all__ = ["Call", "TempSpace", "hand_calls", "loop_calls"]
 
@@ -42,7 +45,7 @@ class TempSpace:
 @dataclass
 class Call:
     """One kernel launch, arguments bound: ("node", node, byte offset), ("int", value), ("scalar", leaf), ("temp", space, byte offset),
-    ("status", node)."""
+    ("status", node). ``origin``: for launches that are planned anew for other sizes."""
 
     request: Request
     args: list[tuple[Any, ...]]
@@ -53,6 +56,26 @@ class Call:
     flops: int = 0
     nodes: list[Node] = field(default_factory=list)
     inplace: list[tuple[Node, Node]] = field(default_factory=list)
+    origin: Any = None
+
+
+@dataclass(eq=False)
+class Origin:
+    """What launches of one family's plan were made from, where sizes are letters.
+
+    plan, what, epilogue, args: see `_planned`. operands: what their operands are bound to. name: for the launches.
+    """
+
+    plan: Callable[..., Plan]
+    what: tuple[Any, ...]
+    epilogue: Any
+    args: list[Operand]
+    operands: dict[str, tuple[Any, ...]]
+    name: str
+
+    def again(self, what: tuple[Any, ...]) -> Plan:
+        """The plan for other sizes."""
+        return _planned(self.plan, what, self.epilogue, self.args)
 
 
 StridesOf = Callable[[Node], tuple[int, ...]]
@@ -91,6 +114,8 @@ def hand_calls(node: Node, strides_of: StridesOf, target: Target, fused: Fused |
         return _scatter(node, strides_of, target)
     if kind == "sort":
         return _sort(node, strides_of, target)
+    if kind == "recurrence":
+        return _recurrence(node, strides_of, target)
     raise NotImplementedError(f"no kernel for op {node.call.op.name} of kind {kind}")
 
 
@@ -105,6 +130,7 @@ def _from_plan(plan: Plan, operands: dict[str, tuple[Any, ...]], node: Node, nam
     """Launches with operands bound by name; a result that an epilogue replaces is bound to nothing."""
     spaces = [TempSpace(n) for n in plan.temps]
     out = []
+    origin = Origin(*plan.origin, operands, name or node.call.op.name) if plan.origin is not None else None
     for launch in plan.launches:
         args: list[tuple[Any, ...]] = []
         for a in launch.args:
@@ -118,7 +144,9 @@ def _from_plan(plan: Plan, operands: dict[str, tuple[Any, ...]], node: Node, nam
         if launch.blocks:
             request = Request(launch.key, launch.build, launch.entry)
             label = name or node.call.op.name
-            out.append(Call(request, args, launch.blocks, launch.grain, launch.scratch, label, launch.flops, [node]))
+            out.append(Call(request, args, launch.blocks, launch.grain, launch.scratch, label, launch.flops, [node], [], origin))
+    if origin is not None and not out:
+        raise Refused("a kernel family has nothing to do for these sizes")
     return out
 
 
@@ -126,8 +154,15 @@ _plans: OrderedDict[Any, Plan] = OrderedDict()
 
 
 def _planned(plan: Callable[..., Plan], what: tuple[Any, ...], epilogue: Any, args: list[Operand]) -> Plan:
-    """A family's plan; equal layers share theirs. An epilogue's key and the number of its arguments say all that a plan depends on."""
-    key = (plan, what, None if epilogue is None else epilogue.key, len(args))
+    """A family's plan; equal layers share theirs. An epilogue's key and the number of its arguments say all that a plan depends on.
+
+    Families weigh sizes in ways that no formula follows. Where sizes are letters, a plan is made for those at hand, and says how to make
+    that of others: the whole family is one step of the template.
+    """
+    if tracing() is not None and has_letters(what):
+        found = _planned(plan, presently(what), epilogue, args)
+        return Plan(found.launches, found.temps, (plan, what, epilogue, args))
+    key = (plan, what, None if epilogue is None else epilogue.key, len(args), config.winograd)
     found = _plans.get(key)
     if found is None:
         found = _plans[key] = plan(*what, epilogue, args)
@@ -199,7 +234,7 @@ def _convolution(node: Node, strides_of: StridesOf, target: Target, fused: Fused
     if fused is None:
         operands[out], strides[out] = operands["result"], strides_of(node)
     else:
-        strides[out] = convolution.channels_last(shapes["y"][0], shapes["y"][1], shapes["y"][2:])
+        strides[out] = convolution.channels_last(shapes[out][0], shapes[out][1], shapes[out][2:])
     x, w, y = shapes["x"], shapes["w"], shapes["y"]
     spec = convolution.ConvSpec(
         node.meta.dtype, x[0], x[1], w[0], x[2:], w[2:], y[2:], tuple(stride), tuple(padding), tuple(dilation), groups,
@@ -234,7 +269,7 @@ def _call(name: str, p: _Params, block: Var, blocks: int, body: list[Any], node:
     if blocks == 0:
         return []
     kernel = Kernel(name, p.params, [For(block, p.integer(blocks), body, "parallel")])
-    grain = max(1, 60_000 // max(1, work))
+    grain = at_least(60_000 // max(1, work), 1)
     return [Call(kernel_request(kernel, target), p.args, blocks, grain, 0, node.call.op.name, 0, [node])]
 
 
@@ -421,3 +456,55 @@ def _sort(node: Node, strides_of: StridesOf, target: Target) -> list[Call]:
         x.meta.dtype, x.meta.shape, strides, strides_of(node), node.call.attr("dim"), node.call.attr("descending")
     )
     return _from_plan(sort.plan(spec, target), {"x": ("node", source, offset), "out": ("node", node, 0)}, node)
+
+
+def _recurrence(node: Node, strides_of: StridesOf, target: Target) -> list[Call]:
+    """Operands by the names that the kernels' parameters have; the parts of a vector are operands of their own."""
+    call = node.call
+    forward = call.op.name == "recurrence"
+    kind, reverse, masked, batch_first = [call.attr(n) for n in ("kind", "reverse", "masked", "batch_first")]
+    bias, saves = (call.attr("bias"), call.attr("saves")) if forward else (False, False)
+    given = (False, False, False) if forward else call.attr("given")
+    cell_state = ["c0"] if kind == "lstm" else []
+    mask = ["keep"] if masked else []
+    if forward:
+        names = ["x", "weights", "h0", *cell_state, *(["bias"] if bias else []), *mask]
+    else:
+        gradients = [n for n, g in zip(("dy", "dhn", "dcn"), given, strict=True) if g]
+        names = [*gradients, "vector", "weights", *cell_state, *mask]
+    operands: dict[str, tuple[Any, ...]] = {}
+    strides: dict[str, tuple[int, ...]] = {}
+    shapes = {}
+    for name, x in zip(names, node.inputs, strict=True):
+        source, offset, strides[name] = _operand(x, strides_of)
+        operands[name], shapes[name] = ("node", source, offset), x.meta.shape
+    units = shapes["weights"][1]
+    if forward:
+        rows, steps = shapes["h0"][0], shapes["x"][1 if batch_first else 0]
+        results = forward_parts(kind, steps, rows, units, reverse, saves, batch_first)[0]
+        before = "" if not saves else "all" if batch_first else "first"
+    else:
+        steps, rows = call.attr("shape")
+        results, before = backward_parts(kind, steps, rows, units, batch_first)[0], ""
+        inner = forward_parts(kind, steps, rows, units, reverse, True, batch_first)[0]
+        inner["h"] = inner["before" if kind == "gru" else "y"]
+        _, vector, at = operands.pop("vector")
+        for name in ("h", "c", "saved"):
+            if name in inner:
+                operands[name] = ("node", vector, at + inner[name][0] * node.meta.dtype.itemsize)
+                shapes[name], strides[name] = inner[name][1], row_major(inner[name][1])
+    for name, (offset, shape) in results.items():
+        operands[name] = ("node", node, offset * node.meta.dtype.itemsize)
+        shapes[name], strides[name] = shape, row_major(shape)
+    walked = []
+    for name, t in strides.items():
+        if name in operands and name not in ("weights", "bias"):
+            sequence = len(shapes[name]) == 3
+            turned = batch_first and sequence
+            walked.append((name, (t[1], t[0]) if turned else (t[0], t[1]) if sequence or name == "keep" else (0, t[0])))
+    spec = recurrence.RecurrenceSpec(
+        node.meta.dtype, kind, steps, rows, units, reverse, bias, masked, saves, before, given,
+        (strides["weights"][0], strides["weights"][1]), tuple(walked),
+    )  # fmt: skip
+    direction = "forward" if forward else "backward"
+    return _from_plan(_planned(recurrence.plan, (direction, spec, target), None, []), operands, node, f"recurrence {direction}")

@@ -20,15 +20,18 @@ from cermet.compiler.schedule.cost import cost_of
 from cermet.compiler.schedule.domain import Axes, Class, atoms_of, coefficient, merge, ordered, rigid_dims
 from cermet.compiler.schedule.fuse import Group
 from cermet.compiler.schedule.index import Dim, Idx, NeedSplit, delinearize, linearize
+from cermet.compiler.schedule.regions import Box, regions
 from cermet.compiler.schedule.tree import Tree, Trees
 from cermet.compiler.schedule.writer import Binding, Env, Writer, rounded
 from cermet.graph.node import Node
+from cermet.graph.sizes import at_least
 
 __all__ = ["LoopCall", "lower_group"]
 
 BLOCK = 8192  # elements of a map or row block
 WIDE, NARROW = 64, 16  # lanes' extents of a column block: narrow ones where wide ones would be too few to share out
 FEW_BLOCKS = 8
+FULL_LANES = 16  # an extent that fills the vectors
 STRIP, SPAN = 8, 256  # lanes and steps of a tile
 SMALL_EXTENT = 16  # reduced dims up to this are unrolled
 SPLIT_FROM = 32768  # a reduction of this many elements on few rows is cut into chunks
@@ -71,29 +74,52 @@ def identity_of(op: str, dtype: dt.DType) -> Expr:
 
 
 def lower_group(
-    group: Group, evaluated: set[Node], stored: set[Node], strides_of: Callable[[Node], tuple[int, ...] | None]
+    group: Group, evaluated: set[Node], stored: set[Node], strides_of: Callable[[Node], tuple[int, ...] | None], cache: int = 1 << 62
 ) -> list[LoopCall]:
     """The launches of a loop group.
 
     Args:
         evaluated: nodes the group computes; stored: those written to memory (of all groups).
         strides_of: element strides of a value that is in memory.
+        cache: bytes of the outermost cache. A launch that touches as many leaves nothing in it that is worth keeping.
     """
     if all(n.meta.numel == 0 for n in group.nodes if n in evaluated and n in stored):
         return []
-    axes = Axes(group.domain)
-    split = True
+    whole = _lowering(group, evaluated, stored, strides_of, Axes(group.domain), cache)
+    boxes = whole.regions()
+    if not boxes:
+        return whole.calls()
+    # Each element is read by the region that writes it, if at all where it is written: what may be one memory for all may be for each.
+    pairs = whole._inplace()
+    out: list[LoopCall] = []
+    for box in boxes:
+        extents = [e if n < 0 else n for (_, n), e in zip(box, group.domain, strict=True)]
+        axes = Axes(extents, [first for first, _ in box])
+        out.extend(_lowering(group, evaluated, stored, strides_of, axes, cache).calls())
+    for call in out:
+        call.inplace = []
+    for m, n in pairs:
+        readers = [c for c in out if ("node", m) in c.bindings]
+        if readers:
+            readers[-1].inplace.append((m, n))
+    return out
+
+
+def _lowering(group: Group, evaluated: set[Node], stored: set[Node], strides_of: Any, axes: Axes, cache: int) -> _Lowering:
+    """The lowering over some axes, which are split as the indices ask for it."""
     for _ in range(24):
         try:
-            return _Lowering(group, evaluated, stored, strides_of, axes, split).calls()
+            return _Lowering(group, evaluated, stored, strides_of, axes, True, cache)
         except NeedSplit as need:
             axes.split(need)
     # Indices that keep asking for splits are left with quotients and remainders.
-    return _Lowering(group, evaluated, stored, strides_of, axes, False).calls()
+    return _Lowering(group, evaluated, stored, strides_of, axes, False, cache)
 
 
 class _Lowering:
-    def __init__(self, group: Group, evaluated: set[Node], stored: set[Node], strides_of: Any, axes: Axes, split: bool) -> None:
+    def __init__(
+        self, group: Group, evaluated: set[Node], stored: set[Node], strides_of: Any, axes: Axes, split: bool, cache: int
+    ) -> None:
         self.group = group
         self.own = [n for n in group.nodes if n in evaluated]
         self.reductions = [n for n in self.own if n.call.op.kind == "reduce"]
@@ -109,6 +135,9 @@ class _Lowering:
         self.kept_shape = [e for a, e in enumerate(group.domain) if a not in reduced]
         self._make_trees(stored)
         self._choose_loops()
+        self.wide = 0
+        touched = {n: n.meta.nbytes for n, _, _, _ in self.roots} | {t.node: t.node.meta.nbytes for t in self.trees.loads()}
+        self.streams = sum(touched.values()) >= cache
 
     # -- what is computed --------------------------------------------------------------------------------------------
 
@@ -160,11 +189,11 @@ class _Lowering:
         self.form = self._choose_form(offsets, weights)
         self.class_of = {d: c for c in (*self.outer_classes, *self.inner_classes) for d in c.dims}
 
-    def _share(self, x: Idx) -> float:
-        """How many of the domain's elements have an element of their own at this offset."""
+    def _share(self, x: Idx) -> int:
+        """How many of the domain's elements have an element of their own at this offset. An int: sizes may be letters."""
         if any(type(v) is not Dim for v, _ in x.terms):
-            return 1.0
-        return math.prod([v.extent for v, _ in x.terms]) / math.prod([d.extent for row in self.axes.dims for d in row])
+            return math.prod([d.extent for row in self.axes.dims for d in row])
+        return math.prod([v.extent for v, _ in x.terms])
 
     def _unit_weight(self, c: Class, offsets: Sequence[Idx], weights: Sequence[float]) -> float:
         return sum([w for x, w in zip(offsets, weights, strict=True) if abs(coefficient(x, c.inner)) == 1])
@@ -173,7 +202,8 @@ class _Lowering:
         def best(classes: list[Class]) -> float:
             if not classes:
                 return -1
-            scores = [self._unit_weight(c, offsets, weights) for c in classes]
+            # Lanes need something to run along: a short loop leaves most of them empty.
+            scores = [self._unit_weight(c, offsets, weights) * min(c.extent, FULL_LANES) for c in classes]
             top = max(scores)
             k = max(i for i, s in enumerate(scores) if s == top)
             classes.append(classes.pop(k))  # lanes run along the last
@@ -203,6 +233,14 @@ class _Lowering:
         self.outer_classes = [*outer[:k], *outer[k + 1 :], outer[k], lanes]
         return True
 
+    def regions(self) -> list[Box]:
+        """The parts of the domain that are better computed one by one."""
+        if self.reductions or not self.outer_classes or self.trees.dynamics:
+            return []
+        lanes = self.outer_classes[-1].inner
+        axis = [a for a, row in enumerate(self.axes.dims) if lanes in row][0]
+        return regions(self.trees.memo.values(), self.axes, axis)
+
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def calls(self) -> list[LoopCall]:
@@ -222,7 +260,7 @@ class _Lowering:
 
     def _grain(self, elements: int) -> int:
         """Blocks that make about 20 microseconds of work."""
-        return max(1, 60_000 // max(1, elements * self._cost()))
+        return at_least(60_000 // max(1, elements * self._cost()), 1)
 
     def _begin(self) -> Writer:
         return Writer(self.class_of)
@@ -270,13 +308,23 @@ class _Lowering:
                 value = reg.expr
             values.append(value)
         for (n, _, offset, _), value in zip(self.roots, values, strict=True):
-            env.body.append(Store(w.buffer(n, True), w.position(offset, env), value))
+            env.body.append(Store(w.buffer(n, True), w.position(offset, env), value, None, self._streamed(n, offset)))
 
     def _rest(self, w: Writer, total: int, size: Expr, block: Expr, blocks: int) -> Expr:
         """min(size, total - block * size): how much of a block is there."""
         if blocks == 1:
             return w.integer(total)
         return builder.min(size, w.integer(total) - block * size)
+
+    def _streamed(self, n: Node, offset: Idx) -> bool:
+        """Whether a root may be written past the caches: it is large, and its lanes fill whole lines."""
+        if not self.streams or self.form not in ("map", "rows"):
+            return False
+        classes = self.outer_classes if self.form == "map" else self.inner_classes
+        if not classes or coefficient(offset, classes[-1].inner) != 1:
+            return False
+        line, lanes = 64 // n.meta.dtype.itemsize, set(classes[-1].dims)
+        return offset.const % line == 0 and all(v in lanes or type(v) is Dim and c % line == 0 for v, c in offset.terms)
 
     def _map(self) -> LoopCall:
         w = self._begin()
@@ -291,6 +339,13 @@ class _Lowering:
             loop = For(v, self._rest(w, width, size, p.expr, count), [], "vector")
             env = Env({inner: start + v.expr, **{c: ir.const(0) for c in outer}}, loop.body)
             body.append(loop)
+        elif width >= 2 * BLOCK:
+            pieces = -(-width // BLOCK)
+            count, size, n = rows * pieces, ir.const(BLOCK), w.integer(pieces)
+            piece, row = Expr("trem", (p.expr, n), dt.int64), Expr("tdiv", (p.expr, n), dt.int64)
+            start = piece * size
+            loop = For(v, self._rest(w, width, size, piece, pieces), [], "vector")
+            env = Env({inner: start + v.expr}, loop.body, Env(self._rows_of(w, outer, row), body))
         else:
             per = max(1, BLOCK // max(width, 1))
             count = -(-rows // per)
@@ -301,8 +356,8 @@ class _Lowering:
             env = Env({inner: v.expr}, loop.body, Env(self._rows_of(w, outer, row), row_loop.body))
             body.append(row_loop)
         self._store_all(w, env)
-        if rows != 1:
-            row_loop.body.append(loop)
+        if rows != 1:  # what was found to belong to the row stands before it by now
+            (row_loop.body if width < 2 * BLOCK else body).append(loop)
         return self._finish(w, p, count, body, min(rows * width, BLOCK), "map")
 
     def _tiles(self) -> LoopCall:
@@ -331,7 +386,7 @@ class _Lowering:
 
     def _store(self, w: Writer, env: Env, n: Node, tree: Tree, offset: Idx) -> None:
         value = w.write(tree, env)
-        env.body.append(Store(w.buffer(n, True), w.position(offset, env), value))
+        env.body.append(Store(w.buffer(n, True), w.position(offset, env), value, None, self._streamed(n, offset)))
 
     # -- reductions --------------------------------------------------------------------------------------------------
 
@@ -343,12 +398,53 @@ class _Lowering:
         count = -(-rows // per) if rows else 0
         body: list[Any] = []
         size = w.integer(per)
-        row_loop = For(r, self._rest(w, rows, size, p.expr, count), [], "serial")
-        row = p.expr * size + r.expr if count > 1 else r.expr
-        env = Env(self._rows_of(w, self.outer_classes, row), row_loop.body)
+        here, first = self._rest(w, rows, size, p.expr, count), p.expr * size if count > 1 else ir.const(0)
+        abreast = self._abreast(per) if combine is None else 1
+        if abreast > 1:
+            self.wide = 2
+            groups = Expr("tdiv", (here, ir.const(abreast)), dt.int64)
+            body.append(self._rows_abreast(w, groups, first, abreast))
+            here, first = here - groups * abreast, first + groups * abreast
+        row_loop = For(r, here, [], "serial")
+        env = Env(self._rows_of(w, self.outer_classes, first + r.expr), row_loop.body)
         self._stages(w, env, True, combine)
         body.append(row_loop)
         return self._finish(w, p, count, body, min(rows, per) * width, "rows")
+
+    def _abreast(self, per: int) -> int:
+        """How many rows to reduce side by side: several streams of memory at once, and the end of one row hides behind the others'. Only
+        where a row is read once, and does little."""
+        stages = [t.stage for t in self.reduce_trees.values()] + [t.stage for _, t, _, outer in self.roots if not outer]
+        if any(stages) or not all(outer for _, _, _, outer in self.roots) or self.trees.dynamics or self._cost() > 12:
+            return 1
+        n = 4 // len(self.reductions)
+        return n if n > 1 and per >= n and self.inner_classes and self.inner_classes[-1].extent >= 2 * FULL_LANES else 1
+
+    def _rows_abreast(self, w: Writer, groups: Expr, first: Expr, abreast: int) -> For:
+        """A loop over groups of rows, each reduced in one loop."""
+        q = Var("q")
+        loop = For(q, groups, [])
+        start = first + q.expr * abreast
+        envs = [Env(self._rows_of(w, self.outer_classes, start + k), loop.body) for k in range(abreast)]
+        registers: list[list[tuple[Node, Register]]] = []
+        for env in envs:
+            self._between(w, env, 0)
+            registers.append([])
+            for n in self.reductions:
+                reg = Register(f"acc{len(registers)}", n.meta.dtype.compute)
+                loop.body.append(Define(reg, identity_of(_REDUCE[n.call.op.name], n.meta.dtype)))
+                registers[-1].append((n, reg))
+        nest, inner = self._nest(w, envs[0], True)
+        steps = {c: inner.values[c] for c in self.inner_classes}
+        for env, regs in zip(envs, registers, strict=True):
+            at = Env(steps, inner.body, env)
+            for n, reg in regs:
+                inner.body.append(Reduce(reg, _REDUCE[n.call.op.name], w.write(self.reduce_trees[n], at)))
+        loop.body.extend(nest)
+        for env, regs in zip(envs, registers, strict=True):
+            self._keep(w, env, regs)
+            self._between(w, env, 1)
+        return loop
 
     def _columns(self, combine: Callable[[Writer, Env], None] | None = None) -> LoopCall:
         w = self._begin()
@@ -377,6 +473,8 @@ class _Lowering:
     def _windows(self, w: Writer, p: Var, v: Var, outer: list[Class], lanes: Class, combine: Any) -> LoopCall:
         """Columns with so small a reduction that blocks hold many rows, as in pooling."""
         rows, width = math.prod([c.extent for c in outer]), lanes.extent
+        if width * self.numel_inner >= 2 * BLOCK:
+            return self._long_windows(w, p, v, outer, lanes, combine)
         per = max(1, BLOCK // max(width * self.numel_inner, 1))
         count = -(-rows // per)
         r, size = Var("r"), w.integer(per)
@@ -386,6 +484,17 @@ class _Lowering:
         env = Env({lanes: v.expr, **self._rows_of(w, outer, row)}, loop.body)
         self._stages(w, env, False, combine)
         return self._finish(w, p, count, [row_loop], min(rows, per) * width * self.numel_inner, "windows")
+
+    def _long_windows(self, w: Writer, p: Var, v: Var, outer: list[Class], lanes: Class, combine: Any) -> LoopCall:
+        """The same where a row alone fills several blocks."""
+        width, strip = lanes.extent, max(FULL_LANES, BLOCK // self.numel_inner // FULL_LANES * FULL_LANES)
+        pieces, size = -(-width // strip), ir.const(strip)
+        n = w.integer(pieces)
+        piece, row = Expr("trem", (p.expr, n), dt.int64), Expr("tdiv", (p.expr, n), dt.int64)
+        loop = For(v, self._rest(w, width, size, piece, pieces), [], "vector")
+        self._stages(w, Env({lanes: piece * size + v.expr, **self._rows_of(w, outer, row)}, loop.body), False, combine)
+        count = math.prod([c.extent for c in outer]) * pieces
+        return self._finish(w, p, count, [loop], strip * self.numel_inner, "windows")
 
     def _stages(self, w: Writer, env: Env, lanes_inside: bool, combine: Callable[[Writer, Env], None] | None) -> None:
         """The loops over the reduced dims, one nest per stage, and what is stored between them."""
@@ -435,6 +544,7 @@ class _Lowering:
             lane = lanes_inside and k == len(self.inner_classes) - 1
             small = c.extent <= SMALL_EXTENT and not lane
             loop = For(var, ir.const(c.extent) if small else w.integer(c.extent), [], "vector" if lane else "serial", small)
+            loop.wide = self.wide if lane else 0
             values[c] = var.expr
             body.append(loop)
             body = loop.body

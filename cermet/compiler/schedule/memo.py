@@ -14,6 +14,7 @@ from typing import Any
 from cermet.compiler.schedule.fuse import Group
 from cermet.compiler.schedule.hand import Call, TempSpace
 from cermet.graph.node import Node
+from cermet.graph.sizes import private
 
 __all__ = ["remembered", "signature"]
 
@@ -61,13 +62,14 @@ def signature(
 
 def remembered(key: Any, nodes: list[Node], make: Callable[[], list[Call]]) -> list[Call]:
     """The calls of a group with this signature over these nodes; ``make`` lowers it the first time."""
-    found = _memo.get(key)
+    memo = private("groups", _memo)
+    found = memo.get(key)
     if found is None:
         place = {n: k for k, n in enumerate(nodes)}
         calls = make()
-        _memo[key] = [_moved(c, place.__getitem__) for c in calls]
-        while len(_memo) > LIMIT:
-            _memo.popitem(last=False)
+        memo[key] = [_moved(c, place.__getitem__) for c in calls]
+        while len(memo) > LIMIT:
+            memo.popitem(last=False)
         return calls
     spaces: dict[Any, TempSpace] = {}
     return [_renewed(_moved(c, nodes.__getitem__), spaces) for c in found]

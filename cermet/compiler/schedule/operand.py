@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from cermet.compiler.schedule.index import Atom, Dim, Idx, var
 from cermet.compiler.schedule.movement import pull
+from cermet.compiler.schedule.tree import row_major
 from cermet.graph.node import Node
 
-__all__ = ["BY_HAND", "is_strided", "strided"]
+__all__ = ["BY_HAND", "is_strided", "runs_along_last", "strided"]
 
-BY_HAND = frozenset(("contraction", "convolution", "sort", "scan", "scatter"))
+BY_HAND = frozenset(("attention", "contraction", "convolution", "recurrence", "sort", "scan", "scatter"))
 
 
 def _trace(x: Node) -> tuple[Node, list[Dim], tuple[Idx, ...]] | None:
@@ -32,6 +33,17 @@ def is_strided(x: Node) -> bool:
         return False
     source = traced[0]
     return (source.buffer is not None and source.call.op.name == "data") or source.call.op.kind != "leaf"
+
+
+def runs_along_last(x: Node) -> bool:
+    """Whether a strided ``x`` lies in row-major memory with its last dim's elements next to each other."""
+    source = _trace(x)
+    if source is None or x.meta.shape[-1] == 1:
+        return source is not None
+    shape = source[0].meta.shape
+    if len(shape) == 4 and source[0].buffer is None:  # might be channels-last
+        return False
+    return strided(x, row_major(shape))[1][-1] == 1
 
 
 def strided(x: Node, strides_of_source: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:

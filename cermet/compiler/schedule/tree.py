@@ -10,11 +10,13 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from cermet import dtypes as dt
 from cermet.compiler.schedule.index import ZERO, Dim, Idx
 from cermet.compiler.schedule.movement import Condition, pull
 from cermet.graph.node import Node
+from cermet.ops.leaf import const_value
 
-__all__ = ["Dynamic", "Tree", "Trees", "row_major"]
+__all__ = ["Dynamic", "Tree", "Trees", "row_major", "split_at"]
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
@@ -30,7 +32,7 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
 class Tree:
     """One value at one index.
 
-    kind: ``load`` (of ``node`` at ``offset`` under ``conditions``), ``scalar``, ``const``, ``index`` (the value of ``offset``), ``op``
+    kind: ``zero``, ``load`` (of ``node`` at ``offset`` under ``conditions``), ``scalar``, ``const``, ``index`` (the value of ``offset``), ``op``
     (``node``'s op on ``args``), ``reduce`` (the group's reduction ``node``, finished), ``guard`` (``args[0]`` where ``conditions`` hold, else 0).
     stage: how many reductions of the group must be finished first, one after another.
     """
@@ -107,6 +109,12 @@ class Trees:
             return self._gather(node, index, mask)
         if op.kind == "elementwise":
             shape = node.meta.shape
+            if op.name == "where":
+                condition = self.tree(node.inputs[0], at(index, node.inputs[0].meta.shape, shape), mask)
+                known = decided(condition)
+                if known is not None:  # all of this region is one piece
+                    x = node.inputs[1 if known else 2]
+                    return self.tree(x, at(index, x.meta.shape, shape), mask)
             return Tree("op", node, tuple([self.tree(x, at(index, x.meta.shape, shape), mask) for x in node.inputs]))
         raise RuntimeError(f"{node!r} cannot be computed inside a loop kernel; please report this")
 
@@ -120,6 +128,8 @@ class Trees:
         inner, conditions = pull(node, index, self.split)
         if not conditions:
             return self.tree(node.inputs[0], inner, mask)
+        if any(c.value.high < c.low or c.value.low >= c.high for c in conditions):
+            return Tree("zero", node)
         both = (*mask, *conditions)
         value = self.tree(node.inputs[0], inner, both)
         if value.kind == "load" and value.conditions == both:
@@ -159,6 +169,27 @@ class Trees:
                 yield t.offset
             for c in t.conditions:
                 yield c.value
+
+
+def decided(tree: Tree) -> bool | None:
+    """The outcome of a condition on positions where it is the same for the whole domain, else None."""
+    if tree.kind == "zero":
+        return False
+    if tree.kind == "const" and tree.node.meta.dtype is dt.bool:
+        return bool(const_value(tree.node))
+    below = split_at(tree)
+    if below is None:
+        return None
+    place, bound = below
+    return True if place.high < bound else False if place.low >= bound else None
+
+
+def split_at(tree: Tree) -> tuple[Idx, int] | None:
+    """(position, bound) where a tree is ``position < bound``, as choices between pieces ask."""
+    if tree.kind != "op" or tree.node.call.op.name != "lt":
+        return None
+    x, y = tree.args
+    return (x.offset, const_value(y.node)) if x.kind == "index" and y.kind == "const" else None
 
 
 def at(index: tuple[Idx, ...], shape: tuple[int, ...], full: tuple[int, ...]) -> tuple[Idx, ...]:

@@ -165,6 +165,8 @@ class Writer:
             value = self.write(tree.args[0], env)
             condition = self.holds(tree.conditions, env)
             return value if condition is None else builder.select(condition, value, builder.like(value, 0))
+        if kind == "zero":
+            return builder.const(0, node.meta.dtype)
         if kind == "const":
             return builder.const(const_value(node), node.meta.dtype)
         if kind == "index":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from cermet import devices, random
+from cermet.cuda import amp
 
-__all__ = ["device_count", "empty_cache", "is_available", "manual_seed", "manual_seed_all", "synchronize"]
+__all__ = ["amp", "device_count", "empty_cache", "is_available", "manual_seed", "manual_seed_all", "synchronize"]
 
 
 def is_available() -> bool:
