@@ -2,7 +2,7 @@
 
     python -m bench [section ...] [--quick] [--readme] [--peers torch,jax] [--threads 2]
 
-Sections (all of them without a name): overhead, compile, memory, bits, second, limits, matmul, conv, kernels, steps, scaling. `docs/performance.md`
+Sections (all of them without a name): overhead, compile, memory, bits, second, limits, matmul, conv, kernels, steps, zoo, scaling. `docs/performance.md`
 says what each measures and how.
 """
 
@@ -31,6 +31,7 @@ SECTIONS: dict[str, Callable[[Bench], None]] = {
     "conv": speed.convolution,
     "kernels": speed.kernels,
     "steps": speed.steps,
+    "zoo": speed.zoo,
     "scaling": scaling.scaling,
 }
 

@@ -58,7 +58,7 @@ globals().update(_functions(""))
 
 # Rooms that model code uses, loaded at first use: importing cermet stays quick.
 _ROOMS = frozenset(("amp", "autograd", "cuda", "data", "io", "linalg", "nn", "optim", "special", "utils"))
-_FROM_ROOMS = {"load": "io", "save": "io"}
+_FROM_ROOMS = {"compile": "capture", "load": "io", "save": "io"}
 
 
 def __getattr__(name: str) -> Any:

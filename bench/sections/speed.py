@@ -12,7 +12,7 @@ from bench.report import Table, duration
 from bench.run import NAMES, Bench
 from bench.workloads.kernels import CONVOLUTIONS, ELEMENTWISE, cost
 
-__all__ = ["convolution", "kernels", "limits", "machine_limits", "matmul", "steps"]
+__all__ = ["convolution", "kernels", "limits", "machine_limits", "matmul", "steps", "zoo"]
 
 TITLES = {
     "small_mlp": "MLP 64-32-10, batch 32",
@@ -190,6 +190,22 @@ def steps(bench: Bench) -> None:
     _judge(bench, table, "training steps", 1.6)
     table.rows.append(("geometric mean", *("" for _ in shown), _times(_mean(deferred)), ""))
     _firsts(bench, models[:6] if bench.quick else models)
+
+
+def zoo(bench: Bench) -> None:
+    """Training steps of many kinds of models, beside those frameworks that share PyTorch's names."""
+    from bench.workloads.zoo import ZOO
+
+    shown = [f for f in ("cermet", "cermet.compile", "torch", "torch.compile") if f.startswith("cermet") or f in bench.peers]
+    header = ["model", *(NAMES[f] for f in shown), "times as fast", "compiled", "first call"]
+    table = bench.report.table("Training steps of further models, ms", *header)
+    for model in ZOO:
+        results = bench.compare("step", model, seconds=0.15, without=("numpy", "jax", "tensorflow"))
+        _, faster, compiled = _against(bench, results)
+        bench.report.ratios[model] = faster
+        cells = [f"{results[f].seconds * 1e3:.3g}" if results[f].rounds else "-" for f in shown]
+        table.rows.append((model, *cells, _times(faster), _times(compiled), duration(results["cermet"].first)))
+    _judge(bench, table, "further models", 1.3)
 
 
 def _requirements(bench: Bench, model: str, results: dict[str, Result], best: str | None) -> None:

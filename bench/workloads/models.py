@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["MAKERS", "Training", "make_model"]
+__all__ = ["MAKERS", "Training", "classifier", "labels", "make_model", "random_numbers"]
 
 
 @dataclass
@@ -38,15 +38,18 @@ class Training:
         return value.item()
 
 
-def _numbers(lib: Any, *shape: int, seed: int = 0) -> Any:
+def random_numbers(lib: Any, *shape: int, seed: int = 0) -> Any:
+    """Normally distributed, the same for every library."""
     return lib.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))
 
 
-def _labels(lib: Any, high: int, *shape: int, seed: int = 1) -> Any:
+def labels(lib: Any, high: int, *shape: int, seed: int = 1) -> Any:
+    """Whole numbers below ``high``, the same for every library."""
     return lib.from_numpy(np.random.default_rng(seed).integers(0, high, shape))
 
 
-def _classifier(lib: Any, model: Any, x: Any, y: Any, optimizer: Any) -> Training:
+def classifier(lib: Any, model: Any, x: Any, y: Any, optimizer: Any) -> Training:
+    """Training with the cross-entropy of ``model(x)`` and ``y``."""
     cross_entropy = lib.nn.functional.cross_entropy
     return Training(model, optimizer, lambda x, y: cross_entropy(model(x), y), (x, y))
 
@@ -62,7 +65,7 @@ def mlp(lib: Any, sizes: tuple[int, ...] = (784, 512, 512, 10), batch: int = 128
                 layers.append(nn.Dropout(dropout))
     model = nn.Sequential(*layers)
     optimizer = lib.optim.AdamW(model.parameters(), lr=1e-3)
-    return _classifier(lib, model, _numbers(lib, batch, sizes[0]), _labels(lib, sizes[-1], batch), optimizer)
+    return classifier(lib, model, random_numbers(lib, batch, sizes[0]), labels(lib, sizes[-1], batch), optimizer)
 
 
 def small_mlp(lib: Any) -> Training:
@@ -80,7 +83,7 @@ def digits_cnn(lib: Any, batch: int = 64, dropout: bool = True) -> Training:
         nn.Linear(1024, 128), nn.ReLU(), nn.Dropout(0.5 if dropout else 0.0), nn.Linear(128, 10),
     )  # fmt: skip
     optimizer = lib.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.02)
-    return _classifier(lib, model, _numbers(lib, batch, 1, 8, 8), _labels(lib, 10, batch), optimizer)
+    return classifier(lib, model, random_numbers(lib, batch, 1, 8, 8), labels(lib, 10, batch), optimizer)
 
 
 def mnist_cnn(lib: Any, batch: int = 64) -> Training:
@@ -91,7 +94,7 @@ def mnist_cnn(lib: Any, batch: int = 64) -> Training:
         nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10),
     )  # fmt: skip
     optimizer = lib.optim.AdamW(model.parameters(), lr=1e-3)
-    return _classifier(lib, model, _numbers(lib, batch, 1, 28, 28), _labels(lib, 10, batch), optimizer)
+    return classifier(lib, model, random_numbers(lib, batch, 1, 28, 28), labels(lib, 10, batch), optimizer)
 
 
 def _resnet_block(lib: Any, inner: int, outer: int, stride: int) -> Any:
@@ -130,7 +133,7 @@ def resnet18(lib: Any, batch: int = 32) -> Training:
     """ResNet-18 on 32 x 32, SGD with momentum."""
     model = resnet18_model(lib)
     optimizer = lib.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    return _classifier(lib, model, _numbers(lib, batch, 3, 32, 32), _labels(lib, 10, batch), optimizer)
+    return classifier(lib, model, random_numbers(lib, batch, 3, 32, 32), labels(lib, 10, batch), optimizer)
 
 
 def _gpt_model(lib: Any, vocabulary: int, context: int, layers: int, width: int, heads: int) -> Any:
@@ -176,7 +179,7 @@ def gpt(
     def loss(x: Any, y: Any) -> Any:
         return cross_entropy(model(x).flatten(0, 1), y.flatten())
 
-    data = (_labels(lib, vocabulary, batch, length), _labels(lib, vocabulary, batch, length, seed=2))
+    data = (labels(lib, vocabulary, batch, length), labels(lib, vocabulary, batch, length, seed=2))
     return Training(model, optimizer, loss, data)
 
 
@@ -200,7 +203,7 @@ def lstm(lib: Any, width: int = 256, length: int = 64, batch: int = 32) -> Train
 
     model = Net()
     optimizer = lib.optim.Adam(model.parameters(), lr=1e-3)
-    return _classifier(lib, model, _numbers(lib, batch, length, width), _labels(lib, 10, batch), optimizer)
+    return classifier(lib, model, random_numbers(lib, batch, length, width), labels(lib, 10, batch), optimizer)
 
 
 def mobilenet(lib: Any, batch: int = 32) -> Training:
@@ -229,7 +232,7 @@ def mobilenet(lib: Any, batch: int = 32) -> Training:
             inner = outer
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inner, 10))
     optimizer = lib.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    return _classifier(lib, model, _numbers(lib, batch, 3, 32, 32), _labels(lib, 10, batch), optimizer)
+    return classifier(lib, model, random_numbers(lib, batch, 3, 32, 32), labels(lib, 10, batch), optimizer)
 
 
 def unet(lib: Any, batch: int = 4, size: int = 64, width: int = 32) -> Training:
@@ -262,7 +265,7 @@ def unet(lib: Any, batch: int = 4, size: int = 64, width: int = 32) -> Training:
 
     model = Net()
     optimizer = lib.optim.Adam(model.parameters(), lr=1e-3)
-    return _classifier(lib, model, _numbers(lib, batch, 3, size, size), _labels(lib, 4, batch, size, size), optimizer)
+    return classifier(lib, model, random_numbers(lib, batch, 3, size, size), labels(lib, 4, batch, size, size), optimizer)
 
 
 MAKERS: dict[str, Callable[..., Training]] = {
@@ -281,5 +284,7 @@ MAKERS: dict[str, Callable[..., Training]] = {
 
 def make_model(lib: Any, name: str, **options: Any) -> Training:
     """The named model with its optimizer and data, the same weights' distribution in both frameworks."""
+    from bench.workloads.zoo import ZOO  # which stands on this room
+
     lib.manual_seed(0)
-    return MAKERS[name](lib, **options)
+    return (MAKERS.get(name) or ZOO[name])(lib, **options)

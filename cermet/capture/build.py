@@ -78,8 +78,8 @@ class Run:
         before, now = found.before["grad"], found.now["grad"]
         if before is None:
             self.absent.append(found.obj)
-        elif now is not before:
-            self.recorder.read(before, TensorBase, "_node")  # so that its memory can be taken over
+        else:
+            self.recorder.read(before, TensorBase, "_node")  # an input in any case: that there is one decides, and its memory is reused
         if now is before:
             return
         if now is None:
@@ -118,12 +118,10 @@ class Run:
         known: Counter[int] = Counter(map(id, self.tree.leaves))
         for found in r.outside.values():
             known.update(map(id, found.now.values()))
+        for ctx in [f.ctx for f in r.inside.values() if getattr(f, "ctx", None) is not None]:
+            known.update(map(id, ctx._saved))
+            known.update([id(v) for v in vars(ctx).values()])
         items = [t for t in r.inside.values() if isinstance(t, TensorBase)]
-        for f in r.inside.values():
-            ctx = getattr(f, "ctx", None)
-            if ctx is not None:
-                known.update(map(id, ctx._saved))
-                known.update([id(v) for v in vars(ctx).values()])
         # Held by `inside`, by `items`, by the name and by getrefcount.
         return any([getrefcount(t) > 4 + known[id(t)] for t in items])
 

@@ -118,6 +118,8 @@ class Entry:
         self.single = False
         self.outer: Any = None
         self.taken: list[tuple[int, int]] = []
+        self.grad_places: list[tuple[Any, Output | None, int]] = []
+        self.fixed: tuple[Any, ...] | None = None
         self.exclusive: list[int] = []
         self.bases_of: dict[int, list[Any]] = {}
         self.watched: frozenset[int] = frozenset()
@@ -135,7 +137,6 @@ class Entry:
         guards = list(recorder.guards.values())
         read = [n.args[0] for n in recorder.numbers.values() if n.op == "cell"]
         self.number_places = [self.place[c] for c in read]
-        self.fixed = None
         if guards or any(type(x) is Number for x in wanted):
             self.numbers = compile_numbers(wanted, guards, {c: k for k, c in enumerate(read)})
         else:
@@ -147,17 +148,11 @@ class Entry:
             if k is not None:
                 targets.add(k)
         self.exclusive = sorted(k for k in targets if self.cells[k].kind in ("handle", "storage", "grad"))
-        chosen: set[int] = set()
-        for number, leaf in self.bound.donations:
-            cell = by_node.get(leaf)
-            k = -1 if cell is None else self.place[cell]
-            if k in self.exclusive and leaf not in kept and number not in chosen:
-                chosen.add(number)
-                self.taken.append((number, k))
         self.grad_places = [
             (holder, output, grads.get(("arggrad", holder) if isinstance(holder, int) else ("grad", id(holder)), -1))
             for holder, output in self.gradients
         ]
+        self._choose_memory(by_node, kept)
         for t, alias, _ in self.ties:
             if alias is not None and not alias.chain:
                 self.bases_of.setdefault(id(alias.storage), []).append(t)
@@ -167,6 +162,19 @@ class Entry:
         changed += [h for h, _ in self.gradients if not isinstance(h, int)]
         self.written = frozenset(map(id, changed))
         self.written_tensors = frozenset(id(h) for h in changed if not isinstance(h, Storage | History))
+
+    def _choose_memory(self, by_node: dict[Node, Cell], kept: set[Node]) -> None:
+        """Which output takes over the memory of which cell: its own where it may, so that no object changes."""
+        own = {(o.place, k) for k, o in self.writes if o.kind == "out"}
+        own |= {(o.place, k) for _, o, k in self.grad_places if o is not None and o.kind == "out"}
+        pairs = [
+            (number, self.place[by_node[leaf]])
+            for number, leaf in self.bound.donations
+            if leaf in by_node and leaf not in kept and self.place[by_node[leaf]] in self.exclusive
+        ]
+        for pair in sorted(pairs, key=lambda p: p not in own):
+            if all(pair[0] != n and pair[1] != k for n, k in self.taken):
+                self.taken.append(pair)
 
     # ------------------------------------------------------------------------------------------------------ replay
 
@@ -204,6 +212,10 @@ class Entry:
                 with lock:
                     holders.difference_update(self.written)
                     _busy.changed.notify_all()
+
+    def why(self) -> str:
+        """What is no longer as it was when this was captured, in words."""
+        return next((d for c in self.reach if (d := c.difference())), "")
 
     def _nodes(self, tensors: list[Any]) -> list[Node] | None:
         """The present node of each cell; None where something is not as it was."""
@@ -263,7 +275,7 @@ class Entry:
                     continue
             if cells[k].kind == "grad" and getrefcount(cells[k].holder.grad) != 2:
                 continue  # somebody else has the gradient's tensor (it is held by its accumulator and by getrefcount)
-            if getrefcount(buffers[k]) == 3 and type(buffers[k]) is Buffer and buffers[k]._size:
+            if getrefcount(buffers[k]) == 3 and type(buffers[k]) is Buffer and buffers[k].capacity:
                 alone.add(k)
         return alone
 

@@ -55,7 +55,8 @@ def bind(wanted: Sequence[Node]) -> Bound:
     out = Bound()
     if not wanted:
         return out
-    order = [n for n in toposort(list(wanted)) if n.buffer is None]
+    # In the order of recording, as any recording is planned: what is checked comes before what is overwritten.
+    order = sorted([n for n in toposort(list(wanted)) if n.buffer is None], key=_position)
     tape = Tape()
     for n in order:
         _register(tape, n)
@@ -72,6 +73,10 @@ def bind(wanted: Sequence[Node]) -> Bound:
     # What turned out to be a leaf itself (a copy of an input) is named by that leaf.
     out.places = {order[position]: n if n >= 0 else leaves[-1 - n] for position, n in compiled.results}
     return out
+
+
+def _position(n: Node) -> int:
+    return n.pos
 
 
 def _register(tape: Tape, node: Node) -> None:

@@ -17,6 +17,7 @@ from cermet.compiler.schedule.attend import attention_calls, result_layouts, res
 from cermet.compiler.schedule.epilogue import find_epilogues
 from cermet.compiler.schedule.fuse import Fusion, Group, fuse
 from cermet.compiler.schedule.hand import Call, hand_calls, loop_calls
+from cermet.compiler.schedule.joins import homes_of, redirect
 from cermet.compiler.schedule.layout import channels_last, find_images
 from cermet.compiler.schedule.lower import lower_group
 from cermet.compiler.schedule.memo import remembered, signature
@@ -67,6 +68,8 @@ def build_schedule(outputs: Sequence[Node], target: Target) -> Schedule:
     layout = _layouts(fusion, images)
     layout.update(result_layouts(order, fusion.stored, set(roots)))
     several = results_of(fusion.stored)
+    homes = homes_of(order, fusion.stored)
+    layout.update({part: strides for part, (_, _, strides) in homes.items()})
 
     def strides_of(n: Node) -> tuple[int, ...] | None:
         if n in layout:
@@ -90,8 +93,9 @@ def build_schedule(outputs: Sequence[Node], target: Target) -> Schedule:
             calls.extend(remembered((target, key), nodes, partial(_loop_group, g, fusion, strides_of, target)))
         elif g.kind == "attention":
             calls.extend(attention_calls(g.nodes[0], several[g.nodes[0]], strides_of, target))  # type: ignore[arg-type]
-        elif g.kind != "result":
+        elif g.kind not in ("join", "result"):  # written by others' launches
             calls.extend(hand_calls(g.nodes[0], strides_of, target))  # type: ignore[arg-type]
+    redirect(calls, homes)
     offsets, size, donations = place(calls, set(roots), set(final), _nbytes)
     return Schedule(calls, final, offsets, size, fusion, donations)
 

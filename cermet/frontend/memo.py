@@ -15,6 +15,7 @@ from cermet.frontend.core import Alias, TensorBase, finish, new_tensor, node_of,
 from cermet.frontend.gradients import GradFn
 from cermet.graph.node import Call, Node
 from cermet.lazy.record import local, record, user_location
+from cermet.ops.autocast import state as autocast
 from cermet.ops.define import OUT
 from cermet.ops.public import Entry, dispatch
 
@@ -35,7 +36,7 @@ def call(entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     tape = local.tape
     if tape.capture is not None:
         return entry.fn(*args, **kwargs)
-    key: list[Any] = [tape.grad]
+    key: list[Any] = [tape.grad, autocast.dtype]
     add = key.append
     tensors: list[Any] = []
     values: Any = args

@@ -5,6 +5,7 @@ A compiled program holds numbers only (which leaf goes to which base, sizes of o
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 import threading
@@ -336,8 +337,8 @@ def _run(compiled: Compiled, nodes: list[Node], leaves: list[Node]) -> bool:
         bases.append(buffer.ptr)
     if compiled.has_status:
         status = Buffer(8)
-        word = status.view("int64", (1,), writeable=True)
-        word[0] = 0
+        word = ctypes.c_int64.from_address(status.ptr)
+        word.value = 0
         bases.append(status.ptr)
     scalars: Any = ()
     if compiled.scalars:
@@ -345,7 +346,7 @@ def _run(compiled: Compiled, nodes: list[Node], leaves: list[Node]) -> bool:
         for k in compiled.scalars:
             scalars.append(leaves[k].buffer)
     compiled.program.run(bases, scalars)
-    if compiled.has_status and word[0]:
+    if compiled.has_status and word.value:
         return False
     for position, number in compiled.results:
         node = nodes[position]
@@ -371,7 +372,7 @@ def _donated(compiled: Compiled, leaves: list[Node]) -> dict[int, Buffer]:
         node = leaves[leaf]
         if getrefcount(node) == uses + _LEAF_REFERENCES and output not in out:
             buffer = node.buffer
-            if getrefcount(buffer) == 3 and buffer.owner is None:
+            if getrefcount(buffer) == 3 and buffer.capacity:  # not memory of others
                 out[output] = buffer
     return out
 

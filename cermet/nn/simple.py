@@ -54,7 +54,9 @@ class FunctionModule(Module):
         """Refuse fields that make no sense."""
 
     def _arguments(self) -> dict[str, Any]:
-        found = {name: getattr(self, name) for name in self._fields}
+        found = {}
+        for name in self._fields:  # a comprehension would be a call of its own in Python 3.11
+            found[name] = getattr(self, name)
         if self._training:
             found["training"] = self.training
         return found

@@ -263,10 +263,10 @@ _whole_grad: OpDef = OpDef(
     attrs=(*_ATTRS, "wants"),
     vjp="auto",
     decompose=_decompose_grad,
-    dtypes=dt.FLOATING,
+    dtypes=(dt.float32, dt.float64),
     samples=(
         Sample((*_QKV, Arg((2, 3, 5, 7))), {**_FREE, "wants": ("q", "k", "v")}),
-        Sample((*_QKV, Arg((3, 1, 6), dtype=None), Arg((2, 3, 5, 7))), {**_FREE, "wants": ("q", "mask")}),
+        Sample((*_QKV, Arg((3, 1, 6)), Arg((2, 3, 5, 7))), {**_FREE, "wants": ("q", "mask")}),
     ),
     ulp=512,
     doc="`attention_grad` as a function of the forward pass's inputs and the result's gradient alone.",

@@ -9,14 +9,16 @@ and the mean divides the sum over rows by the sum of w[t]. Rows whose target is 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from cermet import dtypes as dt
 from cermet.graph.node import Meta, meta
+from cermet.graph.sizes import at_least
 from cermet.ops.composing import maximum_of, narrow, shaped, sum_of, wide
-from cermet.ops.define import Arg, Failing, OpDef, Sample
+from cermet.ops.define import Arg, Failing, OpDef, Sample, count_of
 from cermet.ops.elementwise import add, div, eq, lt, mul, ne, neg, sub, where
 from cermet.ops.gather import gather
 from cermet.ops.loss import check_reduction
@@ -308,8 +310,8 @@ def _soft(x: Any, target: Any, *weight: Any, dim: int, smoothing: float, reducti
     row = neg(sum_of(each, dim))
     dims = tuple(range(len(row.shape)))
     if reduction == "mean":
-        n = max(1, int(np.prod([s for k, s in enumerate(v.shape) if k != dim])))
-        row = div(sum_of(row, dims), float(n))
+        n = at_least(math.prod([s for k, s in enumerate(v.shape) if k != dim]), 1)
+        row = div(sum_of(row, dims), count_of(n))
     elif reduction == "sum":
         row = sum_of(row, dims)
     return narrow(row, x)

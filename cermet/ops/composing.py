@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cermet import dtypes as dt
+from cermet.ops.define import count_of
 from cermet.ops.elementwise import div, mul, where
 from cermet.ops.movement import expand, permute, reshape, slice_, unslice
 from cermet.ops.reduction import reduce_max, reduce_sum
@@ -65,7 +66,7 @@ def mean_of(x: Any, dims: int | Sequence[int], keepdim: bool = False) -> Any:
     """Mean over non-negative dims; NaN over nothing, as in PyTorch."""
     dims = dims_of(dims)
     n = math.prod([x.shape[d] for d in dims])
-    return div(sum_of(x, dims, keepdim), float(n))
+    return div(sum_of(x, dims, keepdim), count_of(n))
 
 
 def shaped(x: Any, shape: Sequence[int]) -> Any:

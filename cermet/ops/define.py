@@ -15,8 +15,9 @@ from typing import Any
 
 from cermet.dtypes import DType
 from cermet.graph.node import Call, Meta, Node
+from cermet.graph.sizes import presently
 
-__all__ = ["OUT", "REGISTRY", "Arg", "Failing", "OpDef", "Sample", "ShapeError", "VjpContext", "call_op", "hooks"]
+__all__ = ["OUT", "REGISTRY", "Arg", "Failing", "OpDef", "Sample", "ShapeError", "VjpContext", "call_op", "count_of", "hooks"]
 
 OUT = -1
 """In ``saves``: the op's own (first) result; ``OUT - 1`` the second, and so on."""
@@ -257,10 +258,29 @@ def _apply_nodes(op: OpDef, inputs: tuple[Any, ...], attrs: tuple[Any, ...]) -> 
     return tuple([getitem(node, i) for i in range(len(call.outs))])
 
 
+class Count(float):
+    """A number that follows from sizes, such as how many values a mean is of; made by `count_of`.
+
+    In a program it is an argument of kernels, not a constant in their code: those of one batch size serve any other.
+    """
+
+    __slots__ = ("size",)
+    size: Any
+
+
+def count_of(size: Any) -> Count:
+    """A size as a floating number."""
+    out = Count(presently(size))
+    out.size = size
+    return out
+
+
 def constant(value: Any, dtype: DType, like: Node) -> Node:
     """A 0-dimensional compile-time constant on the device of ``like``; its value is part of a program's key."""
-    from cermet.ops.leaf import const
+    from cermet.ops.leaf import const, count
 
+    if type(value) is Count and dtype.kind == "f":
+        return Node(count.call_for((value.size, dtype, like.meta.device), ()), ())
     value = bool(value) if dtype.kind == "b" else int(value) if dtype.kind in "iu" else float(value)
     # repr keeps -0.0 apart from 0.0 and lets NaN equal itself in keys.
     return Node(const.call_for((repr(value), dtype, like.meta.device), ()), ())

@@ -32,6 +32,16 @@ const = OpDef(
 )
 
 
+count = OpDef(
+    "count",
+    "leaf",
+    lambda *, number, dtype, device: meta((), dtype, device),
+    attrs=("number", "dtype", "device"),
+    reference=lambda *, number, dtype, device: np.asarray(number, dtype.numpy),
+    doc="A floating number that follows from sizes (see `cermet.ops.define.count_of`).",
+)
+
+
 def const_value(node: Node) -> Any:
     """The Python number of a `const` node."""
     return _parsed(node.call.attrs[0])

@@ -15,7 +15,7 @@ import numpy as np
 from cermet import dtypes as dt
 from cermet.graph.node import Meta
 from cermet.ops.composing import mean_of, narrow, shaped, wide
-from cermet.ops.define import Arg, Failing, OpDef, Sample
+from cermet.ops.define import Arg, Failing, OpDef, Sample, count_of
 from cermet.ops.elementwise import add, div, mul, sub
 from cermet.ops.public import public
 from cermet.ops.support import check_floating, to_dtype
@@ -335,7 +335,7 @@ def _batch_norm(x: Any, *rest: Any, eps: float, affine: str, running: bool) -> A
     mean, var = shaped(mean, (channels,)), shaped(var, (channels,))
     old_mean, old_var, momentum = rest[-3:]
     n = math.prod(shape) // max(channels, 1)
-    unbiased = mul(var, n / (n - 1))
+    unbiased = add(var, div(var, count_of(n - 1)))  # var n / (n - 1)
     return y, _moved(old_mean, mean, momentum), _moved(old_var, unbiased, momentum)
 
 
@@ -502,7 +502,7 @@ def local_response_norm(input: Any, size: int, alpha: float = 1e-4, beta: float 
     low = [size // 2 if d == 1 else 0 for d in range(n)]
     high = [(size - 1) // 2 if d == 1 else 0 for d in range(n)]
     near = windows(pad_with(mul(input, input), low, high), dim=1, size=size, step=1, dilation=1)
-    mean = div(reduce_sum(near, dims=(n,), keepdim=False), float(size))
+    mean = div(reduce_sum(near, dims=(n,), keepdim=False), count_of(size))
     return div(input, (mean * alpha + k) ** beta)
 
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from cermet import dtypes as dt
 from cermet.graph.node import Meta
+from cermet.graph.sizes import at_least
 from cermet.ops.arithmetic import abs_, isnan, maximum, minimum, sign
-from cermet.ops.define import OUT, Arg, Failing, OpDef, Sample
+from cermet.ops.define import OUT, Arg, Failing, OpDef, Sample, count_of
 from cermet.ops.elementwise import add, choose, div, eq, mul, ne, sub
 from cermet.ops.mathematics import exp, log, pow_op, sqrt, square
 from cermet.ops.movement import reshape
@@ -111,12 +112,12 @@ def count_nonzero(input: Any, dim: Any = None) -> Any:
 def _mean_decompose(x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
     n = math.prod([x.shape[d] for d in dims])
     total = reduce_sum(_wide(x), dims=dims, keepdim=keepdim)
-    return to_dtype(div(total, float(n)), x.dtype)
+    return to_dtype(div(total, count_of(n)), x.dtype)
 
 
 mean_op = _composite(
     "mean",
-    vjp=lambda c, g: spread(div(g, float(_count(c.metas[0], c.dims))), c.metas[0], c.dims, c.keepdim),
+    vjp=lambda c, g: spread(div(g, count_of(_count(c.metas[0], c.dims))), c.metas[0], c.dims, c.keepdim),
     decompose=_mean_decompose,
     reference=lambda x, *, dims, keepdim: (
         np.mean(x, axis=dims, keepdims=keepdim) if x.size else np.sum(x, dims, keepdims=keepdim) / 0.0
@@ -153,6 +154,8 @@ def nanmean(input: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = 
 
 
 def _freedom(n: int, correction: float) -> float:
+    if float(correction).is_integer():
+        return count_of(at_least(n - int(correction), 0))
     return max(0.0, float(n) - float(correction))
 
 

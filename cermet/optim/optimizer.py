@@ -482,9 +482,13 @@ def scalars(like: Any, *values: Any) -> tuple[Any, ...]:
     m = node_of(like).meta
     d = m.dtype.compute
     call = scalar_call(d, m.device)
-    return tuple(
-        [_as_scalar(v, d, m.device) if isinstance(v, TensorBase) else new_tensor(Node(call, (), real(v))) for v in values]
-    )
+    out = []
+    for v in values:
+        if isinstance(v, TensorBase):
+            out.append(_as_scalar(v, d, m.device))
+        else:
+            out.append(new_tensor(Node(call, (), v if type(v) is float else real(v))))
+    return tuple(out)
 
 
 def _as_scalar(t: Any, dtype: Any, device: Any) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cermet.frontend.core import new_tensor, node_of, on_recorded, write
+from cermet.frontend.gradients import Accumulate
 from cermet.graph.node import Call, Node
 from cermet.lazy.record import local, record
 from cermet.ops.define import OpDef, getitem
@@ -34,14 +35,18 @@ def record_updates(
     node = None
     for kept in entries:
         p = kept[0]
-        nodes = [t._node if t._alias is None else node_of(t) for t in kept]
-        g = p.grad
-        nodes.insert(1, g._node if g._alias is None else node_of(g))
-        metas = (*[n.meta for n in nodes], *tail_metas)
-        call = calls.get((attrs, metas)) or op.call_for(attrs, metas)
+        fn = p._fn
+        g = fn.grad if type(fn) is Accumulate else p.grad
+        nodes = [p._node if p._alias is None else node_of(p), g._node if g._alias is None else node_of(g)]
+        metas = [nodes[0].meta, nodes[1].meta]
+        for t in kept[1:]:
+            n = t._node if t._alias is None else node_of(t)
+            nodes.append(n)
+            metas.append(n.meta)
+        signature = (attrs, (*metas, *tail_metas))
+        call = calls.get(signature) or op.call_for(*signature)
         node = record(tape, call, (*nodes, *tail), where)
-        outs = call.outs
-        if outs is None:
+        if call.outs is None:
             put(p, node)
             tape.nbytes += call.meta.nbytes
             continue
@@ -49,7 +54,7 @@ def record_updates(
         if picks is None:
             if len(_picks) > 20_000:  # as many as `OpDef.call_for` keeps
                 _picks.clear()
-            picks = _picks[call] = tuple([getitem(node, i).call for i in range(len(outs))])
+            picks = _picks[call] = tuple([getitem(node, i).call for i in range(len(call.outs))])
         made = (node,)
         for t, pick in zip(kept, picks, strict=True):
             result = record(tape, pick, made, where)

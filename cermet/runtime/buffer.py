@@ -195,19 +195,23 @@ class Buffer:
     Args:
         nbytes: its size.
 
+    Attributes:
+        ptr: its address. nbytes: its size. capacity: bytes of the allocator's block that it has; 0 where memory of others is shared.
+
     Raises:
         MemoryError: when the system has no such memory; the message names the bytes asked for and the bytes live.
         ValueError: when ``nbytes`` is negative.
     """
 
-    __slots__ = ("__weakref__", "_block", "_size", "nbytes", "ptr")
+    __slots__ = ("__weakref__", "_block", "capacity", "nbytes", "ptr")
 
     ptr: int
     nbytes: int
+    capacity: int
 
     def __init__(self, nbytes: int, _a: _Allocator = _allocator) -> None:
         # Run for every result of every evaluation; hence the absence of helper functions and of a lock.
-        self._size = 0  # until there is a block to give back
+        self.capacity = 0  # until there is a block to give back
         if nbytes > _EXACT:
             step = 1 << ((nbytes - 1).bit_length() - 4)
             size = (nbytes + step - 1) & -step
@@ -226,12 +230,12 @@ class Buffer:
         if live > _a.high:  # max() would be a call, see _Allocator
             _a.high = live
         self._block = block
-        self._size = size
+        self.capacity = size
         self.nbytes = nbytes
         self.ptr = block if size <= _SMALL else block[0]
 
     def __del__(self, _a: _Allocator = _allocator) -> None:
-        size = self._size
+        size = self.capacity
         if size:
             _a.free[size].append(self._block)
             _a.live -= size
@@ -249,13 +253,13 @@ class Buffer:
         self.ptr = ptr
         self.nbytes = nbytes
         self._block = owner
-        self._size = 0
+        self.capacity = 0
         return self
 
     @property
     def owner(self) -> Any:
         """What keeps shared memory alive; ``None`` for memory of the allocator."""
-        return None if self._size else self._block
+        return None if self.capacity else self._block
 
     def view(self, dtype: Any, shape: tuple[int, ...], *, writeable: bool = False, offset: int = 0) -> np.ndarray:
         """A C-contiguous NumPy array over this memory, without a copy. The array keeps the buffer alive.
@@ -290,7 +294,7 @@ class Buffer:
             raise ValueError(f"Buffer.view: {shape} of {np.dtype(dtype)} is {wanted} bytes; the buffer has {nbytes}") from None
 
     def __repr__(self) -> str:
-        kind = "" if self._size else f", owner={type(self._block).__name__}"
+        kind = "" if self.capacity else f", owner={type(self._block).__name__}"
         return f"Buffer(ptr={self.ptr:#x}, nbytes={self.nbytes}{kind})"
 
     def __reduce__(self) -> Any:

@@ -20,7 +20,7 @@ from tests.ops.sampling import array, arrays, assert_near, dtype_of, seed_of, te
 OPS = [op for op in REGISTRY.values() if op.samples]
 NAMES = [op.name for op in OPS]
 # Reductions and what is composed of them add many terms: their error is measured against the greatest of the results.
-SUMS = ("reduce", "scan", "scatter", "composite", "contraction", "convolution", "recurrence")
+SUMS = ("attention", "reduce", "scan", "scatter", "composite", "contraction", "convolution", "recurrence")
 
 
 def cases(op: OpDef) -> list[tuple[Sample, dt.DType]]:

@@ -12,6 +12,7 @@ so that no transformed image is ever in memory. Taps in the padding read a row o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,11 @@ from llvmlite import ir
 from cermet.compiler.kernels.finish import Finish, Output
 from cermet.compiler.kernels.irtools import Emit, Index, KernelEmit, Value, acc_type, new_module, widen
 from cermet.compiler.kernels.packing import transposed
-from cermet.compiler.kernels.winograd import apply_2d, transforms
+from cermet.compiler.kernels.winograd import Matrix, apply_2d, transforms
 from cermet.compiler.llvm.builder import BOOL, I64, PTR, constant, memory_type, vector
 from cermet.dtypes import DType
 
-__all__ = ["WinogradKernel", "WinogradWeights"]
+__all__ = ["TileReader", "WinogradKernel", "WinogradWeights"]
 
 TAPS = 9
 
@@ -217,6 +218,55 @@ def tile_function(module: ir.Module, target: Any, compute: DType, rows: int, vec
     return em.done()
 
 
+class TileReader:
+    """Reads an image in square tiles and transforms them.
+
+    Args:
+        matrix: what is applied from both sides; a tile has as many pixels a side as it has columns.
+        source, zeros: addresses (integers) of the image and of a pixel of zeros.
+        geometry: extents (2) and byte strides (batch, 2) of the image.
+    """
+
+    def __init__(
+        self, k: KernelEmit, compute: DType, lanes: int, matrix: Matrix, source: Value, zeros: Value, geometry: Sequence[Value]
+    ) -> None:
+        self.k, self.compute, self.lanes, self.matrix = k, compute, lanes, matrix
+        self.source, self.zeros = source, zeros
+        self.high, self.wide, self.step_n, self.step_h, self.step_w = geometry
+        self.side = len(matrix[0])
+        self.addresses = k.alloca(I64, self.side**2)
+
+    def list(self, image: Value, y: Value, x: Value) -> None:
+        """Note the addresses of the pixels of the tile whose first one is at (y, x), which may lie outside."""
+        k = self.k
+        base = k.add(self.source, k.mul(image, self.step_n))
+        base = k.add(base, k.add(k.mul(y, self.step_h), k.mul(x, self.step_w)))
+
+        def inside(at: Value, extent: Value) -> Value:
+            # One unsigned comparison: negative positions are very large ones.
+            return k.x.icmp("ult", at, extent)
+
+        across = [(inside(k.add(x, j), self.wide), k.mul(self.step_w, j)) for j in range(self.side)]
+        for i in range(self.side):
+            row, there = k.add(base, k.mul(self.step_h, i)), inside(k.add(y, i), self.high)
+            for j, (within, offset) in enumerate(across):
+                at = k.select(k.x.and_(there, within), k.add(row, offset), self.zeros)
+                k.store_raw(at, k.at(self.addresses, i * self.side + j, I64), 8)
+
+    def transform(self, channel: Value, to: Value, point: Value) -> None:
+        """Transform a vector of channels of the listed pixels; results go ``point`` elements apart, column by column."""
+        k, element = self.k, acc_type(self.compute)
+
+        def pixel(i: int, j: int) -> Value:
+            pointer = k.load_raw(PTR, k.at(self.addresses, i * self.side + j, I64), 8)
+            return k.load(k.at(pointer, channel, element), self.compute, self.lanes)
+
+        for column in apply_2d(k, self.matrix, pixel):
+            for value in column:
+                k.store(value, to, self.compute)
+                to = k.at(to, point, element)
+
+
 class _Body:
     """Writes the kernel."""
 
@@ -228,12 +278,12 @@ class _Body:
         self.side = self.maps.points
         self.element = acc_type(spec.compute)
         self.s = {name: k.slot(name) for name in _OWN}
-        self.source, self.weights = k.slot("src"), k.slot("weights", PTR)
-        self.zeros, self.dest = k.slot("zeros"), k.slot("dst", PTR)
+        self.weights, self.dest = k.slot("weights", PTR), k.slot("dst", PTR)
+        geometry = [self.s[name] for name in ("high", "wide", "src_n", "src_h", "src_w")]
+        self.reader = TileReader(k, spec.compute, spec.lanes, self.maps.data, k.slot("src"), k.slot("zeros"), geometry)
         self.v = k.scratch
         self.m = self._bytes_on(k.scratch, self.s["m_at"])
         self.strip = self._bytes_on(k.scratch, self.s["strip_at"])
-        self.addresses = k.alloca(I64, self.side**2)
         self.spill = k.alloca(self.element, spec.outputs**2 * spec.lanes)
 
     def _bytes_on(self, ptr: Value, offset: Index) -> Value:
@@ -269,44 +319,13 @@ class _Body:
     def _gather(self, first: Value, count: Value) -> None:
         k, s, spec = self.k, self.s, self.spec
         with k.loop(0, count) as t:
-            self._list(k.add(first, t))
+            image, y, x = self._place(k.add(first, t))
+            self.reader.list(image, k.sub(y, s["pad_h"]), k.sub(x, s["pad_w"]))
             row = k.at(self.v, k.mul(t, s["v_row"]), self.element)
             with k.loop(0, s["reduced"], spec.lanes) as c:
                 # The last vector overlaps the one before it.
-                self._transform(row, k.min(c, k.sub(s["reduced"], spec.lanes)))
-
-    def _list(self, number: Value) -> None:
-        """Write the addresses of a tile's input pixels."""
-        k, s = self.k, self.s
-        image, y, x = self._place(number)
-        y, x = k.sub(y, s["pad_h"]), k.sub(x, s["pad_w"])
-        base = k.add(self.source, k.mul(image, s["src_n"]))
-        base = k.add(base, k.add(k.mul(y, s["src_h"]), k.mul(x, s["src_w"])))
-
-        def inside(at: Value, extent: Value) -> Value:
-            # One unsigned comparison: negative positions are very large ones.
-            return k.x.icmp("ult", at, extent)
-
-        across = [(inside(k.index(k.add(x, j)), s["wide"]), k.mul(s["src_w"], j)) for j in range(self.side)]
-        for i in range(self.side):
-            row = k.add(base, k.mul(s["src_h"], i))
-            there = inside(k.index(k.add(y, i)), s["high"])
-            for j, (within, offset) in enumerate(across):
-                at = k.select(k.x.and_(there, within), k.add(row, offset), self.zeros)
-                k.store_raw(at, k.at(self.addresses, i * self.side + j, I64), 8)
-
-    def _transform(self, row: Value, c: Value) -> None:
-        k, spec, n = self.k, self.spec, self.side
-
-        def pixel(i: int, j: int) -> Value:
-            pointer = k.load_raw(PTR, k.at(self.addresses, i * n + j, I64), 8)
-            return k.load(k.at(pointer, c, self.element), spec.compute, spec.lanes)
-
-        to = k.at(row, c, self.element)
-        for column in apply_2d(k, self.maps.data, pixel):
-            for value in column:
-                k.store(value, to, spec.compute)
-                to = k.at(to, self.s["v_point"], self.element)
+                channel = k.min(c, k.sub(s["reduced"], spec.lanes))
+                self.reader.transform(channel, k.at(row, channel, self.element), s["v_point"])
 
     # -- multiply --------------------------------------------------------------------------------------------------
 
@@ -356,7 +375,7 @@ class _Body:
     def _sums(self, from_: Value) -> list[list[Value]]:
         """The outputs of a tile for one vector of channels."""
         k, n = self.k, self.side
-        places = [from_]  # points are numbered column by column, as `_transform` leaves them
+        places = [from_]  # points are numbered column by column, as `TileReader.transform` leaves them
         for _ in range(n * n - 1):
             places.append(k.at(places[-1], self.s["m_point"], self.element))
         return list(

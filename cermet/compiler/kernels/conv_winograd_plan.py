@@ -9,11 +9,12 @@ from typing import Any
 from cermet import config
 from cermet.compiler.kernels.conv_base import ConvSpec, Image, Maker, channels_last
 from cermet.compiler.kernels.conv_winograd import WinogradKernel, WinogradWeights
+from cermet.compiler.kernels.conv_winograd_grad import WinogradGradKernel, WinogradGradSum
 from cermet.compiler.kernels.finish import Epilogue, Output
 from cermet.compiler.kernels.irtools import rounded_up
 from cermet.compiler.kernels.plan import Arg, Operand, Plan, Temp
 
-__all__ = ["Winograd", "winograd_outputs"]
+__all__ = ["Winograd", "WinogradGrad", "winograd_gradient", "winograd_outputs"]
 
 LEAST_CHANNELS = 16
 
@@ -180,3 +181,64 @@ class Winograd(Maker):
         ]  # fmt: skip
         self.launch(make, args, panels * parts + 1)
         return packed, Temp(packed.index, points * u_point * self.compute.itemsize), u_point
+
+
+GRAD_TILES = 24
+"""Image tiles whose transforms stay in scratch at a time."""
+GRAD_CHANNELS = 128, 64
+"""Input and output channels of one parallel block, at most."""
+
+
+def winograd_gradient(s: ConvSpec, target: Any) -> bool:
+    """Whether the gradient of the weights is faster so, by the cost model."""
+    rows, vectors = _tile(target)
+    lanes = max(1, target.vector_bytes // 4)
+    if not config.winograd or not _fits(s) or s.c < max(rows, lanes) or s.o < vectors * lanes:
+        return False
+    tiles, points = s.n * prod(-(-e // 4) for e in s.out), 36
+    made = -(-s.o // (lanes * vectors)) * vectors
+    products = points * tiles * rounded_up(s.c, rows) * made * 5 // 8
+    gather = tiles * (-(-s.c // lanes) * -(-s.o // GRAD_CHANNELS[1]) * 230 + made * -(-s.c // GRAD_CHANNELS[0]) * 200)
+    nbytes = points * s.c * s.o * 4
+    sums = nbytes * (tiles // GRAD_TILES + 1) // 12 + nbytes * (1 if nbytes < target.l3 // 4 else 2)
+    return (products + gather + sums) * 20 < _direct_cost("forward", s, target) * 20
+
+
+class WinogradGrad(Maker):
+    """The gradient of the weights through Winograd's algorithm."""
+
+    def plan(self) -> Plan:
+        """The launches of F(4x4, 3x3), differentiated."""
+        s, m = self.spec, 4
+        x, y = self.source("x", s.c, s.size, s.x_strides), self.source("y", s.o, s.out, s.y_strides)
+        rows, vectors = _tile(self.target)
+        kernel = WinogradGradKernel(self.compute, m, rows, vectors, self.lanes)
+        points, item = (m + 2) ** 2, self.compute.itemsize
+        tile_rows, tile_columns = (-(-e // m) for e in s.out)
+        tiles = s.n * tile_rows * tile_columns
+        row_tiles, column_tiles = -(-s.c // rows), -(-s.o // kernel.columns)
+        row_chunks, column_chunks = -(-s.c // GRAD_CHANNELS[0]), -(-s.o // GRAD_CHANNELS[1])
+        row_chunk, column_chunk = -(-row_tiles // row_chunks), -(-column_tiles // column_chunks)
+        row_chunks, column_chunks = -(-row_tiles // row_chunk), -(-column_tiles // column_chunk)
+        elements = points * row_tiles * column_tiles * rows * kernel.columns
+        spans = max(1, min(-(-16 // (row_chunks * column_chunks)), tiles // (2 * GRAD_TILES)))
+        span = -(-tiles // spans)
+        spans = -(-tiles // span)
+        group = -(-span // -(-span // GRAD_TILES))
+        # Behind a chunk's channels there is room for what its last vector or tile overlaps.
+        v_point, z_point = rounded_up(row_chunk * rows + 16, 16) + 16, rounded_up(column_chunk * kernel.columns, 16) + 16
+        v_row, z_row = points * v_point + 16, points * z_point + 16
+        zeros = max(s.c, s.o)
+        sums = self.temp(spans * elements)
+        args: list[Arg] = [
+            x.at, y.at, sums, tiles, span, group, tile_rows, tile_columns, s.c, s.o, row_tiles, column_tiles, row_chunk,
+            column_chunk, row_chunks, column_chunks, elements, v_row, v_point, z_row, z_point, group * v_row, group * (v_row + z_row),
+            zeros, *s.padding, *s.size, *x.bytes, *s.out, *y.bytes,
+        ]  # fmt: skip
+        total = spans * row_chunks * column_chunks
+        scratch = (group * (v_row + z_row) + zeros) * item
+        self.launch(kernel, args, total, scratch, 2 * s.macs, 1 + total * (1 << 19) // max(1, 2 * s.macs))
+        so, sc, sh, sw = s.w_strides
+        add = WinogradGradSum(self.compute, s.dtype, m, rows, vectors, self.lanes, (sh, sw) == (3, 1))
+        self.launch(add, [sums, Operand("w"), s.c, s.o, row_tiles, column_tiles, spans, elements, so, sc, sh, sw], row_tiles)
+        return Plan(self.launches, self.temps)

@@ -19,7 +19,8 @@ from math import prod
 from typing import Any, Literal
 
 from cermet.compiler.kernels.conv_base import ConvSpec, Image, Maker, channels_first, channels_last, cheapest
-from cermet.compiler.kernels.conv_depthwise import MOST_UNROLLED, DepthwiseKernel
+from cermet.compiler.kernels.conv_depthwise import MOST_UNROLLED, PHASE, DepthwiseKernel
+from cermet.compiler.kernels.conv_depthwise_grad import DepthwiseGradKernel
 from cermet.compiler.kernels.conv_pointwise import is_pointwise, plan_pointwise
 from cermet.compiler.kernels.conv_table import Axis, PixelTable
 from cermet.compiler.kernels.conv_taps import TapKernel, Tile, with_order
@@ -66,7 +67,8 @@ def plan(
     if len(spec.size) == 1:
         spec = _as_2d(spec)
     if direction == "weight_grad":
-        return _Weights(direction, spec, target).plan()
+        few = spec.kernel[-1] <= MOST_UNROLLED
+        return (_DepthwiseWeights if few and _is_depthwise(spec, target) else _Weights)(direction, spec, target).plan()
     if outputs := winograd_outputs(direction, spec, target):
         return Winograd(direction, spec, target).plan(outputs, epilogue, tuple(epilogue_args))
     maker = _Depthwise if _is_depthwise(spec, target) else _Taps
@@ -235,7 +237,7 @@ class _Taps(Maker):
 class _Product:
     """The contraction that makes the gradient of the weights: sizes as the kernel counts them."""
 
-    kernel: WeightGradKernel
+    kernel: WeightGradKernel | DepthwiseGradKernel
     groups: int
     outs: int
     reduced: int
@@ -387,3 +389,32 @@ class _Weights(Maker):
             args += [axis.taps, stride]
         args += [p.run // p.reduced, taps[-1]]
         self.launch(add, args, p.groups * p.blocks * parts)
+
+
+class _DepthwiseWeights(_Weights):
+    """The gradient of the weights of a depthwise convolution."""
+
+    def plan(self) -> Plan:
+        s = self.spec
+        x = self.source("x", s.c, s.size, s.x_strides, any_dtype=True)
+        dy = self.source("y", s.o, s.out, s.y_strides, any_dtype=True)
+        axes = self.forward_axes()
+        vectors = 2 if s.c >= 2 * self.lanes and s.kernel[1] <= 5 else 1
+        kernel = DepthwiseGradKernel(x.dtype, dy.dtype, self.compute, vectors, self.lanes, s.kernel[1])
+        p = _Product(kernel, 1, s.c, 1, 1, tuple(axes))
+        rows = s.n * s.out[0]
+        # Each span begins with zeros and ends in the sum of all spans: worth a few rows of pixels.
+        spans = max(1, min(2 * WEIGHT_BLOCKS, rows // 4, rows * s.out[1] // 64))
+        span = -(-rows // spans)
+        spans = -(-rows // span)
+        partial = self.temp(spans * p.elements)
+        args: list[Arg] = [x.at, dy.at, partial, s.c, p.blocks, rows, span, p.elements, *x.bytes, *dy.bytes, s.kernel[0]]
+        table = len(kernel.params())
+        for a in axes:
+            args += [a.out, a.src, a.step, a.ostep, table]
+            table += PHASE
+        for a in axes:
+            args += DepthwiseKernel.phases(a)
+        self.launch(kernel, args, spans, 0, 2 * s.macs, 1 + spans * (1 << 18) // max(1, 2 * s.macs))
+        self.add_up(p, partial, spans)
+        return Plan(self.launches, self.temps)

@@ -144,7 +144,9 @@ class _Maker:
         }  # fmt: skip
         scratch = 0
         if self.forward:
-            scratch = gates * min(s.rows, group_of(high) * high) * self.nr * size
+            rows, ld = min(s.rows, group_of(high) * high), s.units + self.lanes * 2
+            values |= {"sums": gates * rows * self.nr, "ld": ld}
+            scratch = (gates * rows * self.nr + 2 * rows * ld) * size
         else:
             values |= {"state": Temp(1), "state_b": self.panels * self.nr}
             temps.append(s.rows * self.panels * self.nr * size)

@@ -115,15 +115,15 @@ def along(em: Emit, cell: Cell, count: Value, body: Callable[[_Lanes], None]) ->
         body(_Lanes(em, cell.dtype, j, 1, None))
 
 
-CELL_ARGS = ("acc", "acc_step", "x", "units", "bias", "h", "c", "y", "c_new", "saved", "before", "count")
-_CELL_POINTERS = {"acc", "x", "bias", "h", "c", "y", "c_new", "saved", "before"}
+CELL_ARGS = ("acc", "acc_step", "x", "units", "bias", "h", "c", "state", "y", "c_new", "saved", "before", "count")
+_CELL_POINTERS = {"acc", "x", "bias", "h", "c", "state", "y", "c_new", "saved", "before"}
 
 
 def cell_function(module: ir.Module, target: Any, cell: Cell) -> ir.Function:
     """``cell(CELL_ARGS)``: one row, ``count`` units.
 
     ``acc`` holds the products, ``acc_step`` elements from gate to gate; ``x``, ``bias`` and ``saved`` are ``units`` elements from
-    gate to gate. ``h`` and ``c`` are the states before, ``y`` and ``c_new`` those after; ``before`` gets the new state again.
+    gate to gate. ``h`` and ``c`` are the states before; the new ones go to ``state``, ``y`` and ``before``, and to ``c_new``.
     """
     types = [PTR if name in _CELL_POINTERS else I64 for name in CELL_ARGS]
     em = Emit(module, "cell", types, target, internal=True)
@@ -142,6 +142,7 @@ def cell_function(module: ir.Module, target: Any, cell: Cell) -> ir.Function:
         if cell.saves:
             for k, value in enumerate(saved):
                 v.store(value, a["saved"], em.mul(units, k))
+        v.store(new, a["state"])
         v.store(new, a["y"])
         if cell.before == "all":
             v.store(new, a["before"])

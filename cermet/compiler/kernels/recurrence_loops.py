@@ -34,7 +34,7 @@ _SHAPE = ("steps", "units", "panels", "tiles", "low", "more", "blocks", "kc")
 _KEEP = ("keep", "keep_t", "keep_b")
 FORWARD_PARAMS = (
     "x", "x_t", "x_b", "w", "h0", "h0_b", "c0", "c0_b", "bias", *_KEEP, "y", "y_t", "y_b", "before", "before_t", "before_b",
-    "c", "c_t", "c_b", "saved", "saved_t", "saved_b", *_SHAPE,
+    "c", "c_t", "c_b", "saved", "saved_t", "saved_b", "sums", "ld", *_SHAPE,
 )  # fmt: skip
 BACKWARD_PARAMS = (
     "w", *_KEEP, "dy", "dy_t", "dy_b", "dhn", "dhn_b", "dcn", "dcn_b", "h", "h_t", "h_b", "c", "c_t", "c_b", "c0", "c0_b",
@@ -180,9 +180,16 @@ class _Forward(_Kernel):
     def build(self) -> ir.Module:
         em, v = self.em, self.v
         with self.groups():
-            if v.cell.before:
-                with em.loop(self.r0, self.r1) as r:
-                    self.copy(self.at(self.h0, (r, self.h0_b)), self.at(self.before, (r, self.before_b)), self.units)
+            # The state, before and after a step, close together in worker memory: rows of a result can be far apart, at distances
+            # that compete for a few places of the cache.
+            rows = em.sub(self.r1, self.r0)
+            self.states = [self.at(em.scratch, (self.sums, 1))]
+            self.states.append(self.at(self.states[0], (rows, self.ld)))
+            with em.loop(self.r0, self.r1) as r:
+                h0 = self.at(self.h0, (r, self.h0_b))
+                self.copy(h0, self.at(self.states[0], (em.sub(r, self.r0), self.ld)), self.units)
+                if v.cell.before:
+                    self.copy(h0, self.at(self.before, (r, self.before_b)), self.units)
             with em.loop(0, self.steps) as s:
                 self.step(s)
         em.done()
@@ -192,7 +199,11 @@ class _Forward(_Kernel):
         em = self.em
         first = em.cmp("eq", s, 0)
         back = em.sub(s, 1)
-        h = self.at_first(first, self.h0, self.h0_b, (self.at(self.y, (back, self.y_t)), self.y_b))
+        even = em.cmp("eq", em.x.and_(s, em.index(1)), 0)
+        # Row 0's place, which lies before the group's rows.
+        origin = em.mul(em.sub(0, self.r0), self.ld)
+        h = em.at(em.x.select(even, *self.states), origin, self.element), self.ld
+        self.state = em.at(em.x.select(even, *reversed(self.states)), origin, self.element)
         c = self.at_first(first, self.c0, self.c0_b, (self.at(self.c, (back, self.c_t)), self.c_b))
         gates = GATES[self.v.cell.kind]
         acc_step = em.mul(em.sub(self.r1, self.r0), self.nr)
@@ -218,13 +229,15 @@ class _Forward(_Kernel):
         before = em.x.select(em.cmp("slt", after, self.steps), before, y)
         x = self.at(self.x, (s, self.x_t), (r, self.x_b), (j0, 1))
         acc = self.at(em.scratch, (em.sub(r, self.r0), self.nr))
+        state = self.at(self.state, (r, self.ld), (j0, 1))
         bias = self.at(self.bias, (j0, 1))
 
         def run() -> None:
-            em.call(self.cell, [acc, acc_step, x, self.units, bias, old, old_c, y, c_new, saved, before, count])
+            em.call(self.cell, [acc, acc_step, x, self.units, bias, old, old_c, state, y, c_new, saved, before, count])
 
         def carry() -> None:
             self.copy(old, y, count)
+            self.copy(old, state, count)
             if v.cell.kind == "lstm":
                 self.copy(old_c, c_new, count)
             if v.cell.before == "all":

@@ -19,7 +19,7 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
-__all__ = ["Transforms", "apply", "apply_2d", "transforms"]
+__all__ = ["Matrix", "Transforms", "apply", "apply_2d", "transforms", "transposed"]
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 _POINTS = {2: (0, 1, -1), 4: (0, Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))}
@@ -160,7 +160,7 @@ def apply_2d(k: Any, matrix: Matrix, load: Callable[[int, int], Any]) -> Iterato
 
     Written in the order of use, so that few values wait in registers: D is loaded row by row, results leave column by column.
     """
-    one = apply_paired if len(matrix) < len(matrix[0]) else apply
+    one = apply_paired if columns_paired(matrix) else apply
     n = len(matrix[0])
     rows = [one(k, matrix, [load(i, j) for j in range(n)]) for i in range(n)]
     for j in range(len(matrix)):

@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cermet.compiler.schedule.joins import as_join, settled
 from cermet.compiler.schedule.operand import BY_HAND, is_strided, runs_along_last
 from cermet.graph.node import Node, toposort
 from cermet.ops.define import OpDef, constant
+from cermet.ops.join import join
 from cermet.ops.leaf import const_value, results_of
 from cermet.ops.movement import copy, expand, permute, reshape, slice_
 from cermet.ops.recurrence import takes_any_strides
@@ -23,11 +25,17 @@ __all__ = ["rewrite"]
 def rewrite(outputs: Sequence[Node]) -> list[Node]:
     """The outputs' equivalents in a graph of primitives."""
     walk = _Rewriter()
-    return [walk.result(n) for n in outputs]
+    results = [walk.result(n) for n in outputs]
+    joins = [n for n in live_order(results) if n.call.op is join]
+    if joins and not settled(joins, results):
+        walk = _Rewriter(joins=False)
+        results = [walk.result(n) for n in outputs]
+    return results
 
 
 class _Rewriter:
-    def __init__(self) -> None:
+    def __init__(self, joins: bool = True) -> None:
+        self.joins = joins
         self.memo: dict[Node, Any] = {}
         self.shared: dict[Any, Node] = {}
         self.where: Any = None
@@ -130,6 +138,8 @@ class _Rewriter:
 
     def _share(self, n: Node, inputs: tuple[Node, ...]) -> Node:
         simpler = _simplify(n, inputs)
+        if simpler is None and self.joins:
+            simpler = as_join(n, inputs)
         if simpler is not None:
             return simpler if simpler.buffer is not None else self._again(simpler)
         ids = [id(i) for i in inputs]

@@ -15,14 +15,14 @@ from typing import Any
 from cermet import dtypes as dt
 from cermet.compiler.loops import ir
 from cermet.compiler.loops.build import builder
-from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, Reduce, Register, Store, Var
+from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, Prefetch, Reduce, Register, Store, Var
 from cermet.compiler.schedule.cost import cost_of
 from cermet.compiler.schedule.domain import Axes, Class, atoms_of, coefficient, merge, ordered, rigid_dims
 from cermet.compiler.schedule.fuse import Group
 from cermet.compiler.schedule.index import Dim, Idx, NeedSplit, delinearize, linearize
 from cermet.compiler.schedule.regions import Box, regions
-from cermet.compiler.schedule.tree import Tree, Trees
-from cermet.compiler.schedule.writer import Binding, Env, Writer, rounded
+from cermet.compiler.schedule.tree import Dynamic, Tree, Trees
+from cermet.compiler.schedule.writer import Binding, Env, Writer, dims_of, rounded
 from cermet.graph.node import Node
 from cermet.graph.sizes import at_least
 
@@ -31,6 +31,8 @@ __all__ = ["LoopCall", "lower_group"]
 BLOCK = 8192  # elements of a map or row block
 WIDE, NARROW = 64, 16  # lanes' extents of a column block: narrow ones where wide ones would be too few to share out
 FEW_BLOCKS = 8
+NEAR, AHEAD = 1 << 18, 4096  # bytes that the nearer caches hold anyway; how far ahead rows are asked for
+DEAR = 8  # instructions past which a value is rather kept than computed again
 FULL_LANES = 16  # an extent that fills the vectors
 STRIP, SPAN = 8, 256  # lanes and steps of a tile
 SMALL_EXTENT = 16  # reduced dims up to this are unrolled
@@ -136,6 +138,7 @@ class _Lowering:
         self._make_trees(stored)
         self._choose_loops()
         self.wide = 0
+        self.waiting: set[Node] = set()  # roots whose memory something else waits in
         touched = {n: n.meta.nbytes for n, _, _, _ in self.roots} | {t.node: t.node.meta.nbytes for t in self.trees.loads()}
         self.streams = sum(touched.values()) >= cache
 
@@ -308,7 +311,7 @@ class _Lowering:
                 value = reg.expr
             values.append(value)
         for (n, _, offset, _), value in zip(self.roots, values, strict=True):
-            env.body.append(Store(w.buffer(n, True), w.position(offset, env), value, None, self._streamed(n, offset)))
+            env.body.append(Store(w.buffer(n, True), w.position(offset, env, n), value, None, self._streamed(n, offset)))
 
     def _rest(self, w: Writer, total: int, size: Expr, block: Expr, blocks: int) -> Expr:
         """min(size, total - block * size): how much of a block is there."""
@@ -318,7 +321,7 @@ class _Lowering:
 
     def _streamed(self, n: Node, offset: Idx) -> bool:
         """Whether a root may be written past the caches: it is large, and its lanes fill whole lines."""
-        if not self.streams or self.form not in ("map", "rows"):
+        if not self.streams or self.form not in ("map", "rows") or n in self.waiting:
             return False
         classes = self.outer_classes if self.form == "map" else self.inner_classes
         if not classes or coefficient(offset, classes[-1].inner) != 1:
@@ -356,9 +359,30 @@ class _Lowering:
             env = Env({inner: v.expr}, loop.body, Env(self._rows_of(w, outer, row), row_loop.body))
             body.append(row_loop)
         self._store_all(w, env)
+        if rows != 1 and width < 2 * BLOCK:
+            self._fetch_ahead(w, outer, inner, row, row_loop.body)
         if rows != 1:  # what was found to belong to the row stands before it by now
             (row_loop.body if width < 2 * BLOCK else body).append(loop)
         return self._finish(w, p, count, body, min(rows * width, BLOCK), "map")
+
+    def _fetch_ahead(self, w: Writer, outer: Sequence[Class], lanes: Class, row: Expr, body: list[Any]) -> None:
+        """Ask for what rows to come will gather: no hardware foresees that."""
+        rows = math.prod([c.extent for c in outer])
+        for t in list(self.trees.loads()):
+            size = t.node.meta.dtype.itemsize
+            computed = [v for v, _ in t.offset.terms if type(v) is Dynamic]
+            if not computed or t.conditions or t.node.meta.nbytes < NEAR or coefficient(t.offset, lanes.inner) != 1:
+                continue
+            needed = {self.class_of[d] for v in computed for d in dims_of(v.tree)}
+            if not needed <= set(outer) or any(v.tree.kind not in ("load", "op") for v in computed):
+                continue
+            line = lanes.extent * size
+            lines, distance = min(-(-line // 64), 8), min(16, max(1, AHEAD // line))
+            ahead = builder.min(row + distance, w.integer(rows) - 1)
+            env = Env(self._rows_of(w, outer, ahead) | {lanes: ir.const(0)}, body)
+            start = w.position(t.offset, env, t.node, lambda v, e: w.write(v.tree, e))
+            for k in range(lines):
+                body.append(Prefetch(w.buffer(t.node), start + k * (64 // size)))
 
     def _tiles(self) -> LoopCall:
         """Strips of lanes, serial along the dim that the other side's memory runs along: the lines that a strip touches stay in cache until
@@ -386,7 +410,7 @@ class _Lowering:
 
     def _store(self, w: Writer, env: Env, n: Node, tree: Tree, offset: Idx) -> None:
         value = w.write(tree, env)
-        env.body.append(Store(w.buffer(n, True), w.position(offset, env), value, None, self._streamed(n, offset)))
+        env.body.append(Store(w.buffer(n, True), w.position(offset, env, n), value, None, self._streamed(n, offset)))
 
     # -- reductions --------------------------------------------------------------------------------------------------
 
@@ -499,6 +523,8 @@ class _Lowering:
     def _stages(self, w: Writer, env: Env, lanes_inside: bool, combine: Callable[[Writer, Env], None] | None) -> None:
         """The loops over the reduced dims, one nest per stage, and what is stored between them."""
         last = max([*(t.stage for t in self.reduce_trees.values()), *(t.stage for _, t, _, _ in self.roots)], default=0)
+        kept = self._kept_values() if lanes_inside and combine is None else {}
+        self.waiting = {root[0] for root in kept}
         for stage in range(last + 1):
             self._between(w, env, stage)
             here = [n for n in self.reductions if self.reduce_trees[n].stage == stage]
@@ -514,13 +540,42 @@ class _Lowering:
                 env.body.append(Define(reg, identity_of(_REDUCE[n.call.op.name], n.meta.dtype)))
                 registers.append((n, reg))
             body, inner = self._nest(w, env, lanes_inside)
+            for (n, _, offset, _), (at, tree) in kept.items():
+                if at < stage:
+                    inner.memo[id(tree)] = w.buffer(n, True).load(w.position(offset, inner, n))
             for root in stores:
                 self._store(w, inner, *root[:3])
+            for (n, _, offset, _), (at, tree) in kept.items():
+                if at == stage:
+                    value = Register("kept", n.meta.dtype)
+                    inner.body.append(Define(value, w.write(tree, inner)))
+                    inner.memo[id(tree)] = value.expr
+                    inner.body.append(Store(w.buffer(n, True), w.position(offset, inner, n), value.expr))
             for n, reg in registers:
                 inner.body.append(Reduce(reg, _REDUCE[n.call.op.name], w.write(self.reduce_trees[n], inner)))
             env.body.extend(body)
             self._keep(w, env, registers)
         self._between(w, env, last + 1)
+
+    def _kept_values(self) -> dict[Any, tuple[int, Tree]]:
+        """Root -> (stage, tree): a dear value that a reduction and, later, a root need, which waits in the root's own memory until then (as
+        softmax's exponentials do)."""
+        out: dict[Any, tuple[int, Tree]] = {}
+        if not self.numel_inner * 4 <= NEAR:
+            return out
+        for root in self.roots:
+            n, top, _, outer = root
+            if outer or n.meta.dtype.compute is not n.meta.dtype or top.stage == 0:
+                continue
+            own = {id(t) for t in _subtrees(top)}
+            best = 0
+            for tree in self.reduce_trees.values():
+                for t in _subtrees(tree) if tree.stage < top.stage else ():
+                    fits = t.kind == "op" and t.stage == tree.stage and t.node.meta.dtype is n.meta.dtype and id(t) in own
+                    cost = cost_of(t.node.call) if fits else 0
+                    if cost > max(best, DEAR):
+                        best, out[root] = cost, (tree.stage, t)
+        return out
 
     def _keep(self, w: Writer, env: Env, registers: list[tuple[Node, Register]]) -> None:
         """Finished reductions, rounded where their dtype is narrower than the register's."""
@@ -654,6 +709,18 @@ class _Lowering:
             loop.body.append(Reduce(reg, _REDUCE[n.call.op.name], part.load(place)))
         env.body.append(loop)
         self._keep(w, env, registers)
+
+
+def _subtrees(tree: Tree) -> list[Tree]:
+    """All trees in a tree, each once."""
+    found = {id(tree): tree}
+    stack = [tree]
+    while stack:
+        for t in stack.pop().args:
+            if id(t) not in found:
+                found[id(t)] = t
+                stack.append(t)
+    return list(found.values())
 
 
 def _strip(rows: int, width: int) -> int:

@@ -32,7 +32,7 @@ def row_major(shape: Sequence[int]) -> tuple[int, ...]:
 class Tree:
     """One value at one index.
 
-    kind: ``zero``, ``load`` (of ``node`` at ``offset`` under ``conditions``), ``scalar``, ``const``, ``index`` (the value of ``offset``), ``op``
+    kind: ``zero``, ``load`` (of ``node`` at ``offset`` under ``conditions``), ``scalar``, ``const``, ``count``, ``index`` (the value of ``offset``), ``op``
     (``node``'s op on ``args``), ``reduce`` (the group's reduction ``node``, finished), ``guard`` (``args[0]`` where ``conditions`` hold, else 0).
     stage: how many reductions of the group must be finished first, one after another.
     """
@@ -122,7 +122,7 @@ class Trees:
         name = node.call.op.name
         if name == "iota":
             return Tree("index", node, (), index[node.call.attr("dim")])
-        return Tree("const" if name == "const" else "scalar", node)
+        return Tree(name if name in ("const", "count") else "scalar", node)
 
     def _movement(self, node: Node, index: tuple[Idx, ...], mask: tuple[Condition, ...]) -> Tree:
         inner, conditions = pull(node, index, self.split)

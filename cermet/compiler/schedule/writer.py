@@ -6,6 +6,7 @@ must not know how loops are nested.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from cermet import dtypes as dt
@@ -19,7 +20,7 @@ from cermet.compiler.schedule.tree import Dynamic, Tree
 from cermet.graph.node import Node
 from cermet.ops.leaf import const_value
 
-__all__ = ["Binding", "Env", "Writer"]
+__all__ = ["Binding", "Env", "Writer", "dims_of"]
 
 Binding = tuple[str, Any]
 """What a parameter is bound to: ("node", node), ("int", value), ("scalar", leaf), ("temp", number), ("status", node)."""
@@ -48,6 +49,7 @@ class Writer:
         self.buffers: dict[Node, Param] = {}
         self.scalars: dict[Node, Param] = {}
         self.registers: dict[Node, Register] = {}
+        self.strides: dict[Any, Expr] = {}
         self.bad: Register | None = None
         self.bad_node: Node | None = None
         self._status: Param | None = None
@@ -87,22 +89,30 @@ class Writer:
 
     # -- expressions -----------------------------------------------------------------------------------------------
 
-    def position(self, x: Idx, env: Env) -> Expr:
-        """An index expression."""
+    def position(self, x: Idx, env: Env, of: Node | None = None, dynamic: Callable[[Dynamic, Env], Expr] | None = None) -> Expr:
+        """An index expression. ``of``: the value that it is an offset into; its accesses share their strides. ``dynamic``: what to write for
+        computed indices instead of their checked value."""
         out = self.integer(x.const)
         for v, c in x.terms:
             if isinstance(v, Atom):
                 inner = self.position(v.inner, env)
                 value = Expr("imod" if v.op == "mod" else "idiv", (inner, self.integer(v.n)), dt.int64)
             elif isinstance(v, Dynamic):
-                value = self._dynamic(v, env)
+                value = (dynamic or self._dynamic)(v, env)
             else:
                 cls = self.class_of[v]
                 if cls.inner is not v:
                     continue  # counted through the class's innermost dim
                 value = env.values[cls]
-            out = out + self.integer(c) * value
+            out = out + (self.integer(c) if of is None else self._stride(of, v, c)) * value
         return out
+
+    def _stride(self, of: Node, v: Any, c: int) -> Expr:
+        """A stride of a value along a dim."""
+        found = self.strides.get((of, v, c))
+        if found is None:
+            found = self.strides[of, v, c] = self.integer(c)
+        return found
 
     def _dynamic(self, v: Dynamic, env: Env) -> Expr:
         """A computed index: negative ones count from the end; a bad one is noted and replaced by 0."""
@@ -121,7 +131,7 @@ class Writer:
 
     def _home(self, v: Dynamic, env: Env) -> Env:
         """The outermost loop in which a computed index is known: it is read and checked there, once for all that lies inside."""
-        needed = {self.class_of[d] for d in _dims(v.tree)}
+        needed = {self.class_of[d] for d in dims_of(v.tree)}
         while env.parent is not None and needed <= env.parent.values.keys():
             env = env.parent
         return env
@@ -156,7 +166,7 @@ class Writer:
             mask = self.holds(tree.conditions, env)
             if any(isinstance(v, Dynamic) for v, _ in tree.offset.terms):
                 self.bad_node = self.bad_node or node
-            return self.buffer(node).load(self.position(tree.offset, env), mask)
+            return self.buffer(node).load(self.position(tree.offset, env, node), mask)
         if kind == "op":
             return self._op(tree, env)
         if kind == "reduce":
@@ -169,6 +179,8 @@ class Writer:
             return builder.const(0, node.meta.dtype)
         if kind == "const":
             return builder.const(const_value(node), node.meta.dtype)
+        if kind == "count":
+            return builder.cast(self.integer(node.call.attr("number")), node.meta.dtype.compute)
         if kind == "index":
             return builder.cast(self.position(tree.offset, env), node.meta.dtype)
         p = self.scalars.get(node)
@@ -189,7 +201,7 @@ class Writer:
         return rounded(value, node.meta.dtype, op.ulp == 0)
 
 
-def _dims(tree: Tree) -> set[Dim]:
+def dims_of(tree: Tree) -> set[Dim]:
     """The loop dims that a tree's value depends on."""
     out: set[Dim] = set()
     trees, indices = [tree], [ZERO]
