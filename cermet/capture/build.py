@@ -12,12 +12,12 @@ from cermet.capture.entry import Entry, Output
 from cermet.capture.errors import CaptureError
 from cermet.capture.outer import OuterGrad, released, spent_edge
 from cermet.capture.program import become_leaf, bind, is_number
-from cermet.capture.reach import Check, Reach, optimizer_checks
+from cermet.capture.reach import Check, Guard, Reach, optimizer_checks
 from cermet.capture.recorder import Cell, Recorder
 from cermet.capture.signature import Tree, replace_floats
-from cermet.capture.watch import SLOTS, raw, watching
+from cermet.capture.watch import SLOTS, watching
 from cermet.frontend import core
-from cermet.frontend.autograd import Function, Mode
+from cermet.frontend.autograd import Mode
 from cermet.frontend.core import Alias, History, Storage, TensorBase, new_tensor
 from cermet.frontend.gradients import Accumulate, GradFn
 from cermet.graph.node import Node
@@ -183,15 +183,17 @@ def _complete(run: Run) -> Any:
         _plain_numbers(n.inputs)
     for found in r.outside.values():
         _plain_numbers([x for x in found.now.values() if type(x) is Node])
-        _apply(found)
-    for generator, count, _ in r.draws:
-        generator.take_numbers(count)
     wanted = [n for _, n in run.writes] + [n for _, n in run.gradients if n is not None]
     for entry in run.results:
         if entry is not None:
             wanted.append(entry[0])
             wanted += _saved(entry[1])
     _compute([n for n in dict.fromkeys(wanted) if n.buffer is None])
+    # Bad data has raised by now, with nothing changed.
+    for found in r.outside.values():
+        _apply(found)
+    for generator, count, _ in r.draws:
+        generator.take_numbers(count)
     leaves = [x.value if type(x) is Number else x for x in run.tree.leaves]
     return run.tree.build(leaves)
 
@@ -303,7 +305,6 @@ def _entry(run: Run, reach: Reach) -> Entry:
         outer.settle(entry, maker)
         entry.outer = outer
     entry.finish(r, maker.numbers, leaves)
-    entry.handles_alive = list(r.outside.values())  # type: ignore[attr-defined]
     return entry
 
 
@@ -394,7 +395,11 @@ def _ties(run: Run, entry: Entry, reach: Reach) -> None:
     for o in reach.optimizers:
         if not any(o is s for s in stepped):
             checks += optimizer_checks(o, False)
-    entry.reach = checks
+    entry.reach = Guard(checks)
+    # An argument that the function also reaches otherwise must be that very tensor.
+    for f in r.outside.values():
+        if id(f.obj) in r.args and id(f.obj) in reach.tensors:
+            entry.same_args.append((r.args[id(f.obj)], f.obj))
     gradients = {id(x.before["grad"]) for x in r.outside.values() if isinstance(x.obj, Accumulate)}
     for f in r.outside.values():
         if isinstance(f.obj, TensorBase) and id(f.obj) not in r.args and id(f.obj) not in gradients:
@@ -402,8 +407,3 @@ def _ties(run: Run, entry: Entry, reach: Reach) -> None:
             fn = f.before.get("_fn")
             if type(fn) is Accumulate:
                 entry.hooked.append((fn, dict(fn.hooks) if fn.hooks else fn.hooks, dict(fn.post_hooks) if fn.post_hooks else fn.post_hooks))
-    for g in reach.optimizers, stepped:
-        del g
-
-
-assert raw and Function  # names that other rooms of capture take from here

@@ -14,7 +14,7 @@ from cermet import dtypes as dt
 from cermet.capture.build import capture
 from cermet.capture.entry import MISS, Entry, Refused
 from cermet.capture.signature import signature
-from cermet.capture.verify import verified
+from cermet.capture.verify import State, verified
 from cermet.frontend.core import TensorBase
 from cermet.lazy import evaluate as ev
 from cermet.lazy.record import local
@@ -74,7 +74,7 @@ class CompiledFunction:
                 try:
                     found = entry.replay(leaves.tensors, leaves.floats) if not self._verify else verified(self, entry, args, kwargs, leaves)
                 except Refused:
-                    return self._in_python(args, kwargs)
+                    return self._in_python(args, kwargs, State(entry, leaves.tensors))
                 if found is not MISS:
                     self._replays += 1
                     return found
@@ -82,10 +82,16 @@ class CompiledFunction:
                 return self._in_python(args, kwargs)
         return self._first(key, args, kwargs, leaves)
 
-    def _in_python(self, args: Any, kwargs: Any) -> Any:
+    def _in_python(self, args: Any, kwargs: Any, state: State | None = None) -> Any:
+        """Run the function itself; where ``state`` is given and it fails, everything is left as it was."""
         self._ordinary += 1
-        out = self._fn(*args, **kwargs)
-        ev.evaluate(local.tape)
+        try:
+            out = self._fn(*args, **kwargs)
+            ev.evaluate(local.tape)
+        except BaseException:
+            if state is not None:
+                state.restore()
+            raise
         return out
 
     def _first(self, key: Any, args: Any, kwargs: Any, leaves: Any) -> Any:
@@ -117,7 +123,7 @@ class CompiledFunction:
         try:
             found = entry.replay(leaves.tensors, leaves.floats)
         except Refused:
-            found = MISS
+            return self._in_python(args, kwargs, State(entry, leaves.tensors))
         return self._in_python(args, kwargs) if found is MISS else found
 
     def _warn(self, text: str) -> None:

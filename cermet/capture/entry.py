@@ -14,6 +14,7 @@ from typing import Any
 
 from cermet.capture.arithmetic import compile_numbers
 from cermet.capture.program import Bound
+from cermet.capture.reach import Guard
 from cermet.capture.recorder import Cell, Recorder
 from cermet.frontend.core import History, Storage, new_tensor, node_of
 from cermet.graph.node import Meta, Node
@@ -101,10 +102,11 @@ class Entry:
         self.plain = all(ptr == 0 for _, ptr in self.bases)
         self.base_places = [k for k, _ in self.bases]
         self.has_status = bound.has_status
-        self.reach: list[Any] = []
+        self.reach = Guard([])
         self.ties: list[tuple[Any, Any, Any]] = []
         self.hooked: list[tuple[Any, Any, Any]] = []
         self.absent: list[Any] = []
+        self.same_args: list[tuple[int, Any]] = []
         self.absent_args: list[int] = []
         self.draws = [(generator, count) for generator, count, _ in recorder.draws]
         self.numbers: Callable[[Any, Any, Any], tuple[Any, ...]] | None = None
@@ -184,9 +186,8 @@ class Entry:
         Raises:
             Refused: when a kernel met bad data.
         """
-        for check in self.reach:
-            if not check.holds():
-                return MISS
+        if not self.reach.holds():
+            return MISS
         if self.written and not self.written_tensors.isdisjoint(map(id, tensors)):
             return MISS
         lock = _busy.lock
@@ -215,12 +216,15 @@ class Entry:
 
     def why(self) -> str:
         """What is no longer as it was when this was captured, in words."""
-        return next((d for c in self.reach if (d := c.difference())), "")
+        return self.reach.why()
 
     def _nodes(self, tensors: list[Any]) -> list[Node] | None:
         """The present node of each cell; None where something is not as it was."""
         for t, alias, fn in self.ties:
             if t._alias is not alias or t._fn is not fn:
+                return None
+        for k, t in self.same_args:
+            if tensors[k] is not t:
                 return None
         for owner, hooks, post_hooks in self.hooked:
             if owner.hooks != hooks or owner.post_hooks != post_hooks:

@@ -7,11 +7,13 @@ containers, and remembers what it found there. Values are compared by identity f
 
 from __future__ import annotations
 
+import dis
 import functools
 import sys
 import types
 from collections.abc import Callable, Iterator
-from operator import is_, itemgetter
+from itertools import chain
+from operator import is_
 from typing import Any
 
 from cermet.devices import Device
@@ -22,7 +24,7 @@ from cermet.nn.state import HOOK_TABLES
 from cermet.optim.optimizer import Optimizer
 from cermet.random import Generator
 
-__all__ = ["Check", "Reach", "same", "simple"]
+__all__ = ["Check", "Guard", "Reach", "optimizer_checks"]
 
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None), DType, Device)
 _TABLES = ("_parameters", "_buffers", "_modules")
@@ -40,60 +42,106 @@ def same(a: Any, b: Any) -> bool:
     return a is b or (type(a) is type(b) and simple(a) and (a == b or (a != a and b != b)))
 
 
-def _length(x: Any) -> tuple[int]:
-    return (len(x),)
-
-
-def _values(x: Any) -> tuple[Any, ...]:
-    return tuple(x.values())
-
-
-def _contents(x: Any) -> tuple[Any, ...]:
-    return (x.cell_contents,)
-
-
 class Check:
-    """Some values of one object: ``fetch(obj)`` gave ``expected``, named by ``names`` for messages."""
+    """Some values of one object that must stay the same.
 
-    __slots__ = ("expected", "fetch", "label", "names", "obj")
+    Args:
+        kind: what is looked at: "items" (entries ``names`` of a dict), "there" (whether it has them), "values" (all of a dict), "list",
+            "length", or "cell" (a closure's).
+        label, names: for messages.
+    """
 
-    def __init__(self, obj: Any, fetch: Callable[[Any], tuple[Any, ...]], label: str, names: tuple[Any, ...] = ()) -> None:
+    __slots__ = ("expected", "kind", "label", "names", "obj")
+
+    def __init__(self, obj: Any, kind: str, label: str, names: tuple[Any, ...] = ()) -> None:
         self.obj = obj
-        self.fetch = fetch
+        self.kind = kind
         self.label = label
         self.names = names
-        self.expected = fetch(obj)
+        self.expected = self.fetch()
 
-    def holds(self) -> bool:
-        """Whether the values are still the same."""
-        try:
-            got = self.fetch(self.obj)
-        except (KeyError, ValueError):
-            return False
-        expected = self.expected
-        if len(got) != len(expected):
-            return False
-        if all(map(is_, got, expected)):
-            return True
-        if all(map(same, got, expected)):
-            self.expected = got
-            return True
-        return False
+    def fetch(self) -> tuple[Any, ...]:
+        """The present values."""
+        x = self.obj
+        if self.kind == "items":
+            return tuple([x[name] for name in self.names])
+        if self.kind == "there":
+            return tuple([name in x for name in self.names])
+        if self.kind == "values":
+            return tuple(x.values())
+        if self.kind == "list":
+            return tuple(x)
+        return (len(x),) if self.kind == "length" else (x.cell_contents,)
 
     def difference(self) -> str:
-        """What is no longer the same, in words; empty if nothing."""
-        if self.holds():
-            return ""
+        """What is no longer the same, in words; empty if nothing. Values that are equal to the old ones take their place."""
         try:
-            got = self.fetch(self.obj)
+            got = self.fetch()
         except (KeyError, ValueError):
             return f"{self.label} lost an entry"
         for k, (a, b) in enumerate(zip(self.expected, got, strict=False)):
             if not same(a, b):
                 name = self.names[k] if k < len(self.names) else ""
-                path = f"{self.label}{'.' if self.label and name else ''}{name}"
+                path = f"{self.label}{'.' if self.label and name != '' else ''}{name}"
                 return f"{path} changed from {_short(a)} to {_short(b)}"
-        return f"{self.label} has {len(got)} entries instead of {len(self.expected)}"
+        if len(got) != len(self.expected):
+            return f"{self.label} has {len(got)} entries instead of {len(self.expected)}"
+        self.expected = got
+        return ""
+
+
+class Guard:
+    """Many checks as few loops in C: all values side by side, compared by identity."""
+
+    def __init__(self, checks: list[Check]) -> None:
+        self.checks = checks
+        self.dicts = [c.obj for c in checks if c.kind == "values"]
+        self.lists = [c.obj for c in checks if c.kind == "list"]
+        space: dict[str, Any] = {}
+        terms = []
+        for c in checks:
+            if c.kind in ("values", "list"):
+                continue
+            name = f"x{len(space)}"
+            space[name] = c.obj
+            if c.kind == "items":
+                for key in c.names:
+                    constant = f"x{len(space)}"
+                    space[constant] = key
+                    terms.append(f"{name}[{key!r}]" if type(key) is str else f"{name}[{constant}]")
+            elif c.kind == "there":
+                terms += [f"{key!r} in {name}" for key in c.names]
+            else:
+                terms.append(f"len({name})" if c.kind == "length" else f"{name}.cell_contents")
+        exec(f"def look(): return ({', '.join(terms)}{',' if terms else ''})", space)
+        self.look: Callable[[], tuple[Any, ...]] = space["look"]
+        self._expect()
+
+    def _expect(self) -> None:
+        self.one = self.look()
+        self.many = tuple(chain(chain.from_iterable(map(_dict_values, self.dicts)), chain.from_iterable(self.lists)))
+
+    def holds(self) -> bool:
+        """Whether everything is as it was."""
+        try:
+            if all(map(is_, self.look(), self.one)):
+                many = self.many
+                now = [*chain.from_iterable(map(_dict_values, self.dicts)), *chain.from_iterable(self.lists)]
+                if len(now) == len(many) and all(map(is_, now, many)):
+                    return True
+        except (KeyError, ValueError):
+            return False
+        if self.why():
+            return False
+        self._expect()
+        return True
+
+    def why(self) -> str:
+        """What is no longer the same, in words; empty if nothing."""
+        return next((d for c in self.checks if (d := c.difference())), "")
+
+
+_dict_values = dict.values
 
 
 def _short(x: Any) -> str:
@@ -113,6 +161,8 @@ class Reach:
 
     def __init__(self, roots: list[tuple[Any, str]]) -> None:
         self.names: set[str] = set()
+        self.assigned: set[str] = set()
+        self.tensors: dict[int, Any] = {}
         self.dynamic = False
         before = -1
         while before != len(self.names):  # attributes count where some code that was met names them; a walk may meet more code
@@ -126,6 +176,8 @@ class Reach:
         stack = list(reversed(roots))
         while stack:
             x, label = stack.pop()
+            if isinstance(x, TensorBase):
+                self.tensors[id(x)] = x
             if id(x) in self._seen or simple(x) or isinstance(x, TensorBase):
                 continue
             self._seen[id(x)] = x
@@ -143,6 +195,7 @@ class Reach:
             yield from self._module(x, label)
         elif isinstance(x, Optimizer):
             self.optimizers.append(x)
+            self.tensors.update([(id(p), p) for g in x.param_groups for p in g["params"]])
         elif isinstance(x, list | tuple):
             yield from self._sequence(x, label)
         elif isinstance(x, dict):
@@ -163,13 +216,19 @@ class Reach:
     def _see(self, d: dict[Any, Any], names: tuple[Any, ...], label: str) -> Iterator[tuple[Any, str]]:
         if not names:
             return
-        padded = names if len(names) > 1 else (names[0], names[0])
-        self.checks.append(Check(d, itemgetter(*padded), label, names))
+        self.checks.append(Check(d, "items", label, names))
         for name in names:
             yield d[name], f"{label}.{name}" if label else str(name)
 
     def _named(self, d: dict[str, Any], label: str) -> Iterator[tuple[Any, str]]:
+        self._miss(d, label)
         yield from self._see(d, tuple([k for k in d if self.dynamic or k in self.names]), label)
+
+    def _miss(self, d: dict[str, Any], label: str) -> None:
+        """Attributes that some code assigns and that are not there yet."""
+        missing = tuple(sorted(self.assigned - d.keys()))
+        if missing:
+            self.checks.append(Check(d, "there", label, missing))
 
     def _function(self, f: types.FunctionType, label: str) -> Iterator[tuple[Any, str]]:
         if not _ours(f.__module__ or "", f.__code__.co_filename):
@@ -178,11 +237,13 @@ class Reach:
             return
         names = _names_of(f.__code__)
         self.names |= names
+        self.assigned |= _assigned(f.__code__)
         self.dynamic = self.dynamic or bool(names & {"getattr", "vars", "__dict__", "eval"})
         for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
             if _filled(cell):
-                self.checks.append(Check(cell, _contents, "", (name,)))
+                self.checks.append(Check(cell, "cell", "", (name,)))
                 yield cell.cell_contents, name
+        self._miss(f.__globals__, "")
         yield from self._see(f.__globals__, tuple([n for n in sorted(names) if n in f.__globals__]), "")
         for defaults in (f.__defaults__, f.__kwdefaults__):
             if defaults:
@@ -208,6 +269,7 @@ class Reach:
         users = _ours(type(m).__module__)
         if users:
             yield from self._class(type(m), label)
+            self._miss(fields, label)
         names = [
             k
             for k in fields
@@ -217,33 +279,26 @@ class Reach:
         for name in _TABLES:
             table = fields[name]
             if table:
-                self.checks.append(Check(table, _values, label, tuple(table)))
+                self.checks.append(Check(table, "values", label, tuple(table)))
                 yield from [(child, f"{label}.{key}") for key, child in table.items()]
         if m._hooked:
             for name in HOOK_TABLES:
                 hooks = fields[name]
-                self.checks.append(Check(hooks, _values, f"{label}.{name}"))
+                self.checks.append(Check(hooks, "values", f"{label}.{name}"))
                 yield from [(hook, label) for hook in hooks.values()]
 
     def _sequence(self, x: Any, label: str) -> Iterator[tuple[Any, str]]:
         if isinstance(x, list):
-            self.checks.append(Check(x, tuple if len(x) <= _LONG else _length, label, tuple(range(len(x)))))
+            self.checks.append(Check(x, "list" if len(x) <= _LONG else "length", label, tuple(range(len(x)))))
         if len(x) <= _LONG:
             yield from [(v, f"{label}[{k}]") for k, v in enumerate(x)]
 
     def _dict(self, x: dict[Any, Any], label: str) -> Iterator[tuple[Any, str]]:
         if len(x) > _LONG:
-            self.checks.append(Check(x, _length, label))
+            self.checks.append(Check(x, "length", label))
             return
-        self.checks.append(Check(x, _values, label, tuple(x)))
+        self.checks.append(Check(x, "values", label, tuple(x)))
         yield from [(v, f"{label}[{k!r}]") for k, v in list(x.items())]
-
-    def failed(self) -> str:
-        """The first difference to what was found, in words; empty if there is none."""
-        for check in self.checks:
-            if not check.holds():
-                return check.difference()
-        return ""
 
 
 class _ClassDict(dict[str, Any]):
@@ -262,22 +317,22 @@ def optimizer_checks(optimizer: Optimizer, read_anew: bool) -> list[Check]:
     name = type(optimizer).__name__
     groups = optimizer.param_groups
     fields = ("param_groups", "state", "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-    checks = [Check(vars(optimizer), itemgetter(*fields), name, fields), Check(groups, tuple, f"{name}.param_groups")]
+    checks = [Check(vars(optimizer), "items", name, fields), Check(groups, "list", f"{name}.param_groups")]
     for k, group in enumerate(groups):
         kept = [key for key, value in group.items() if not (read_anew and _numeric(value))]
         label = f"{name}.param_groups[{k}]"
-        checks.append(Check(group, _length, label))
-        checks.append(Check(group, itemgetter(*kept, "params"), label, tuple(kept)))
-        checks.append(Check(group["params"], tuple, f"{label}['params']"))
+        checks.append(Check(group, "length", label))
+        checks.append(Check(group, "items", label, tuple(kept)))
+        checks.append(Check(group["params"], "list", f"{label}['params']"))
         for value in (group[key] for key in kept):
             if isinstance(value, list) and value is not group["params"]:
-                checks.append(Check(value, tuple, label))
-    checks.append(Check(optimizer.state, _values, f"{name}.state"))
+                checks.append(Check(value, "list", label))
+    checks.append(Check(optimizer.state, "values", f"{name}.state"))
     for state in optimizer.state.values():
         if isinstance(state, dict):
-            checks.append(Check(state, _values, f"{name}.state", tuple(state)))
+            checks.append(Check(state, "values", f"{name}.state", tuple(state)))
     for hooks in (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks):  # type: ignore[attr-defined]
-        checks.append(Check(hooks, _values, f"the hooks of {name}"))
+        checks.append(Check(hooks, "values", f"the hooks of {name}"))
     return checks
 
 
@@ -302,6 +357,15 @@ def _names_of(code: types.CodeType) -> set[str]:
             names |= _names_of(const)
         elif isinstance(const, str) and const.isidentifier():
             names.add(const)  # getattr(x, "name")
+    return names
+
+
+def _assigned(code: types.CodeType) -> set[str]:
+    """Names of attributes and globals that code assigns."""
+    names = {str(i.argval) for i in dis.get_instructions(code) if i.opname in ("STORE_ATTR", "STORE_GLOBAL")}
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            names |= _assigned(const)
     return names
 
 

@@ -13,10 +13,10 @@ from cermet.frontend.core import Storage, TensorBase, node_of
 from cermet.lazy import evaluate as ev
 from cermet.lazy.values import stored_array
 
-__all__ = ["verified"]
+__all__ = ["State", "verified"]
 
 
-class _State:
+class State:
     """Everything that an entry writes, with its values: they are held, so that a replay writes elsewhere."""
 
     def __init__(self, entry: Entry, tensors: list[Any]) -> None:
@@ -66,7 +66,7 @@ def verified(compiled: Any, entry: Entry, args: Any, kwargs: Any, leaves: Any) -
     Raises:
         CaptureError: naming the first value that differs.
     """
-    state = _State(entry, leaves.tensors)
+    state = State(entry, leaves.tensors)
     replayed = entry.replay(leaves.tensors, leaves.floats)
     if replayed is MISS:
         return MISS

@@ -142,14 +142,16 @@ def _roots(tensors: Sequence[Any], gradients: Any, name: str) -> list[tuple[Any,
     return roots
 
 
-def _walk(
-    roots: list[tuple[Any, Any]], keep: bool, create_graph: bool, targets: list[Any] | None
-) -> dict[Any, Any] | None:
+def _walk(roots: list[tuple[Any, Any]], keep: bool, create_graph: bool, targets: list[Any] | None) -> dict[Any, Any] | None:
     """Send gradients down from ``roots``: into ``grad`` of all leaves, or, with ``targets`` (edges), into the result by edge."""
     tape = local.tape
     accumulate = _accumulate if targets is None else None
     wrap = _tracked if create_graph else _plain
-    found = None if create_graph or tape.eager or tape.capture is not None else survey([(e, node_of(g)) for e, g in roots], keep, targets)
+    found = (
+        None
+        if create_graph or tape.eager or tape.capture is not None
+        else survey([(e, node_of(g)) for e, g in roots], keep, targets)
+    )
     if found is None:
         return run_backward(roots, wrap, keep, targets, accumulate)
     plan = find(found, tape)

@@ -151,9 +151,7 @@ def _apply_mixed(op: OpDef, tensors: tuple[Any, ...], attrs: tuple[Any, ...]) ->
     """`apply` with numbers or nodes among the inputs."""
     like = next((t for t in tensors if isinstance(t, TensorBase)), None)
     if like is None:
-        raise TypeError(
-            f"{op.name}: expected at least one tensor among its inputs, got {[type(t).__name__ for t in tensors]}"
-        )
+        raise TypeError(f"{op.name}: expected at least one tensor among its inputs, got {[type(t).__name__ for t in tensors]}")
     m = node_of(like).meta
     wrapped = []
     for t in tensors:

@@ -1,9 +1,10 @@
 """Public functions that were called before with arguments of the same kinds.
 
 What a public function does with its arguments (names, defaults, promotion, shape checks) follows from the metas of its tensors and the
-values of all else. Where all of that ends in one recorded operator on the tensors that were passed, or in a view of one of them, the outcome
-is remembered by this signature: the next such call goes straight to the operator's `Call`. A call is remembered only if nothing else came of
-it: no other node, no write, no random number drawn, no value looked at, no choice by how a view lies in memory.
+values of all else. Where all of that ends in recorded operators on the tensors that were passed, or in a view of one of them, the outcome is
+remembered by this signature: the next such call puts the same nodes on the tape, and gives them the same gradient functions. A call is
+remembered only if nothing else came of it: no write, no random number drawn, no value looked at, no choice by how a view lies in memory,
+no gradient cut off.
 """
 
 from __future__ import annotations
@@ -13,28 +14,31 @@ from typing import Any
 from cermet import dtypes as dt
 from cermet.frontend.core import Alias, TensorBase, finish, new_tensor, node_of, on_recorded, share
 from cermet.frontend.gradients import GradFn
+from cermet.frontend.trace import MOST_NODES, trace
 from cermet.graph.node import Call, Node
 from cermet.lazy.record import local, record, user_location
 from cermet.ops.autocast import state as autocast
 from cermet.ops.define import OUT
+from cermet.ops.movement import reshape, slice_
 from cermet.ops.public import Entry, dispatch
 
-__all__ = ["call"]
+__all__ = ["call", "row"]
 
-MOST = 256  # signatures kept of one function
+MOST = 1024  # signatures kept of one function
 TRIES = 32  # calls after which a function of which none could be remembered is left alone
 
 _PLAIN = frozenset((int, float, bool, str, type(None), dt.DType))
 _WHOLE = frozenset((int,))
 _SEQUENCES = frozenset((tuple, list))
 _BOUNDS = frozenset((int, type(None)))
+_NEVER: Any = (None, None, None)  # known of a signature: its calls cannot be remembered
 _VIEWED = object()  # in a signature: the tensor that follows is a view, of which reshaping may need a copy
 
 
 def call(entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call the public function of ``entry``."""
     tape = local.tape
-    if tape.capture is not None:
+    if tape.capture is not None or tape.eager:
         return entry.fn(*args, **kwargs)
     key: list[Any] = [tape.grad, autocast.dtype]
     add = key.append
@@ -64,9 +68,11 @@ def call(entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             add(kind)
             add(tuple(a))
         else:
-            plain = _index_key(a)
+            plain = _listed(a, tensors) if kind in _SEQUENCES else None
             if plain is None:
-                return entry.fn(*args, **kwargs)
+                plain = _index_key(a)
+                if plain is None:
+                    return entry.fn(*args, **kwargs)
             add(plain)
     signature = tuple(key)
     known = entry.seen.get(signature)
@@ -75,8 +81,8 @@ def call(entry: Entry, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     made, places, default = known
     if default is not dt._default:
         return entry.fn(*args, **kwargs)
-    if type(made) is tuple:
-        return _viewed(tensors[0], made, places)
+    if type(made) is not Call:
+        return _viewed(tensors[0], made, places) if type(made) is tuple else made.replay(tensors)
     inputs = []
     fns = []
     tracked = False
@@ -111,6 +117,31 @@ def _index_key(a: Any) -> Any:
     return (type(a), tuple(out))
 
 
+def _listed(a: Any, tensors: list[Any]) -> Any:
+    """The key of a list or tuple of tensors, which are added to ``tensors``; None where it holds anything else."""
+    out: list[Any] = [type(a)]
+    for t in a:
+        if not isinstance(t, TensorBase):
+            return None
+    for t in a:
+        node = node_of(t)
+        alias = t._alias
+        out += (node.meta, t._fn is None, alias is not None and bool(alias.chain))
+        tensors.append(t)
+    return tuple(out)
+
+
+def row(t: Any, index: int) -> Any:
+    """``t[index]`` for a whole number in range: a view. Loops over rows ask for many different ones, so none is remembered."""
+    m = t._node.meta
+    shape = m.shape
+    rest = shape[1:]
+    attrs = ((index % shape[0],) + (0,) * len(rest), (1,) * len(shape), (1, *rest))
+    first = slice_.calls.get((attrs, (m,))) or slice_.call_for(attrs, (m,))
+    last = reshape.calls.get(((rest,), (first.meta,))) or reshape.call_for((rest,), (first.meta,))
+    return _viewed(t, (first, last), ((slice_, attrs), (reshape, (rest,))))
+
+
 def _viewed(t: Any, calls: tuple[Call, ...], links: tuple[Any, ...]) -> Any:
     """The view of ``t`` through some movement ops; ``links``: what they add to its chain."""
     tape = local.tape
@@ -120,7 +151,11 @@ def _viewed(t: Any, calls: tuple[Call, ...], links: tuple[Any, ...]) -> Any:
         before, node = node, record(tape, call, (node,), where)
         tape.nbytes += call.meta.nbytes
         if fn is not None:
-            fn = GradFn(call, (fn,), tuple([node if i == OUT else before for i in call.saves]), where) if call.differentiable else None
+            fn = (
+                GradFn(call, (fn,), tuple([node if i == OUT else before for i in call.saves]), where)
+                if call.differentiable
+                else None
+            )
     out = new_tensor(node, fn)
     alias = share(t)
     out._alias = Alias(alias.storage, alias.history, (*alias.chain, *links))
@@ -134,34 +169,51 @@ def _first(entry: Entry, args: Any, kwargs: Any, signature: Any, tensors: list[A
     tape = local.tape
     epoch, before, looks = tape.epoch, len(tape.nodes), tape.looks
     nodes = [t._node for t in tensors]
+    if len(entry.seen) >= MOST:
+        entry.seen.clear()
     out = entry.fn(*args, **kwargs)
-    entry.tries += 1
-    if (
-        tape.epoch is epoch
-        and tape.looks == looks
-        and _remembered(entry, signature, tensors, nodes, out, tape.nodes[before:], tape.grad)
-    ):
+    if tape.epoch is not epoch or len(set(nodes)) != len(nodes):
+        return out  # something was evaluated, or one value came under two names: tells nothing of other calls
+    if tape.looks == looks and _remembered(entry, signature, tensors, nodes, out, tape.nodes[before:], tape.grad):
         entry.tries = 0
-    elif entry.tries > TRIES and not entry.seen:
+        return out
+    entry.seen[signature] = _NEVER
+    entry.tries += 1
+    if entry.tries > TRIES and all(known is _NEVER for known in entry.seen.values()):
         entry.plain = True
+        entry.seen.clear()
     return out
 
 
 def _remembered(
     entry: Entry, signature: Any, tensors: list[Any], nodes: list[Node], out: Any, recorded: list[Node], grad: bool
 ) -> bool:
-    if not (recorded and isinstance(out, TensorBase) and out._node is recorded[-1]):
+    single = isinstance(out, TensorBase)
+    outs = [out] if single else list(out) if isinstance(out, tuple) else []
+    if not (0 < len(recorded) <= MOST_NODES and outs and all(isinstance(t, TensorBase) for t in outs)):
         return False
-    if any(t is out or t._node is not n for t, n in zip(tensors, nodes, strict=True)):
+    if any(t._node is not n for t, n in zip(tensors, nodes, strict=True)):
         return False  # a write to an argument
-    if len(entry.seen) >= MOST:
-        entry.seen.clear()
-    if out._alias is not None:
+    if single and out._alias is not None:
         return len(tensors) == 1 and _remembered_view(entry, signature, tensors[0], out, recorded, grad)
-    return len(recorded) == 1 and _remembered_call(entry, signature, tensors, nodes, out, grad)
+    if any(t._alias is not None for t in outs):
+        return False
+    plan = trace(tensors, recorded, outs, None if single else type(out), grad)
+    if plan is None:
+        return False
+    known: Any = (plan, None, dt._default)
+    if single and len(recorded) == 1:  # by far the commonest; `finish` needs no more
+        steps = plan.steps
+        call, places, _ = steps[-1]
+        inputs = [k if k < len(tensors) else (steps[k - len(tensors)][0], steps[k - len(tensors)][2]) for k in places]
+        known = (call, tuple(inputs), dt._default)
+    entry.seen[signature] = known
+    return True
 
 
 def _remembered_view(entry: Entry, signature: Any, t: Any, out: Any, recorded: list[Node], grad: bool) -> bool:
+    if out is t or out._node is not recorded[-1]:
+        return False
     old, new = t._alias, out._alias
     if old is None or new.storage is not old.storage or new.history is not old.history:
         return False
@@ -182,37 +234,6 @@ def _remembered_view(entry: Entry, signature: Any, t: Any, out: Any, recorded: l
     elif fn is not None:
         return False
     entry.seen[signature] = (calls, links, dt._default)
-    return True
-
-
-def _remembered_call(entry: Entry, signature: Any, tensors: list[Any], nodes: list[Node], out: Any, grad: bool) -> bool:
-    node = out._node
-    if node.call.outs is not None:
-        return False
-    where = {n: k for k, n in enumerate(nodes)}
-    if len(where) != len(nodes):
-        return False  # one value under two names
-    places: list[Any] = []
-    edges: list[Any] = []
-    for i in node.inputs:
-        k = where.get(i)
-        if k is not None:
-            places.append(k)
-            edges.append(tensors[k]._fn)
-        elif type(i.buffer) in (int, float, bool):
-            places.append((i.call, i.buffer))
-            edges.append(None)
-        else:
-            return False
-    # The gradient must go where it would go by itself: not through a function that cuts it off.
-    tracked = grad and node.call.differentiable and any(e is not None for e in edges)
-    fn = out._fn
-    if tracked:
-        if type(fn) is not GradFn or fn.call is not node.call or any(a is not b for a, b in zip(fn.edges, edges, strict=True)):
-            return False
-    elif fn is not None:
-        return False
-    entry.seen[signature] = (node.call, tuple(places), dt._default)
     return True
 
 

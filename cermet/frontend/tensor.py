@@ -363,6 +363,10 @@ class Tensor(TensorBase):
     # -------------------------------------------------------------------------------------------- indexing
 
     def __getitem__(self, index: Any) -> Any:
+        if type(index) is int:
+            shape = node_of(self).meta.shape
+            if shape and -shape[0] <= index < shape[0]:
+                return memo.row(self, index)
         return memo.call(_indexed, (self, index), {})
 
     def __setitem__(self, index: Any, value: Any) -> None:

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import cache
 from math import gcd
 from operator import floordiv, itemgetter, mod
 from typing import Any
@@ -81,8 +82,20 @@ def has_letters(x: Any) -> bool:
     if kind is Size:
         return True
     if kind is tuple:
-        return any(map(has_letters, x))
-    return is_dataclass(kind) and any(has_letters(getattr(x, f.name)) for f in fields(x))
+        for e in x:
+            if has_letters(e):
+                return True
+        return False
+    for name in _fields_of(kind):
+        if has_letters(getattr(x, name)):
+            return True
+    return False
+
+
+@cache
+def _fields_of(kind: type) -> tuple[str, ...]:
+    """Names of a dataclass's fields; none of anything else."""
+    return tuple([f.name for f in fields(kind)]) if is_dataclass(kind) else ()
 
 
 def recipe(x: Any, place: Callable[[Any], int]) -> Callable[[Sequence[int]], Any]:
@@ -95,7 +108,7 @@ def recipe(x: Any, place: Callable[[Any], int]) -> Callable[[Sequence[int]], Any
     if kind is tuple:
         parts = [recipe(e, place) for e in x]
         return lambda numbers: tuple([p(numbers) for p in parts])
-    named = [recipe(getattr(x, f.name), place) for f in fields(x)]
+    named = [recipe(getattr(x, name), place) for name in _fields_of(kind)]
     return lambda numbers: kind(*[p(numbers) for p in named])
 
 

@@ -103,9 +103,9 @@ class Number:
         return np.asarray(self.pinned(), dtype)
 
     def __getattr__(self, name: str) -> Any:
-        # Methods of numbers (is_integer, hex, as_integer_ratio) look at the value.
-        if name.startswith("__"):
-            raise AttributeError(name)
+        # Methods of numbers look at the value.
+        if name.startswith("__") or not hasattr(type(self.value), name):
+            raise AttributeError(f"{type(self.value).__name__!r} object has no attribute {name!r}")
         return getattr(self.pinned(), name)
 
 

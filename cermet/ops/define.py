@@ -15,9 +15,9 @@ from typing import Any
 
 from cermet.dtypes import DType
 from cermet.graph.node import Call, Meta, Node
-from cermet.graph.sizes import presently
+from cermet.graph.sizes import Size, presently
 
-__all__ = ["OUT", "REGISTRY", "Arg", "Failing", "OpDef", "Sample", "ShapeError", "VjpContext", "call_op", "count_of", "hooks"]
+__all__ = ["OUT", "REGISTRY", "Arg", "Failing", "OpDef", "Sample", "ShapeError", "VjpContext", "call_op", "count_of", "hooks", "whole_of"]
 
 OUT = -1
 """In ``saves``: the op's own (first) result; ``OUT - 1`` the second, and so on."""
@@ -268,9 +268,22 @@ class Count(float):
     size: Any
 
 
+class Whole(int):
+    """A `Count` that is an integer; made by `whole_of`."""
+
+    size: Any
+
+
 def count_of(size: Any) -> Count:
     """A size as a floating number."""
     out = Count(presently(size))
+    out.size = size
+    return out
+
+
+def whole_of(size: Any) -> Whole:
+    """A size as an integer that values are compared with, or made of."""
+    out = Whole(presently(size))
     out.size = size
     return out
 
@@ -279,8 +292,10 @@ def constant(value: Any, dtype: DType, like: Node) -> Node:
     """A 0-dimensional compile-time constant on the device of ``like``; its value is part of a program's key."""
     from cermet.ops.leaf import const, count
 
-    if type(value) is Count and dtype.kind == "f":
-        return Node(count.call_for((value.size, dtype, like.meta.device), ()), ())
+    kind = type(value)
+    if kind in (Count, Whole, Size) and dtype.kind != "b":
+        size = value if kind is Size else value.size
+        return Node(count.call_for((size, dtype, like.meta.device), ()), ())
     value = bool(value) if dtype.kind == "b" else int(value) if dtype.kind in "iu" else float(value)
     # repr keeps -0.0 apart from 0.0 and lets NaN equal itself in keys.
     return Node(const.call_for((repr(value), dtype, like.meta.device), ()), ())

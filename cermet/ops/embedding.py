@@ -9,7 +9,7 @@ import numpy as np
 from cermet import dtypes as dt
 from cermet.graph.node import Meta
 from cermet.ops.composing import maximum_of, narrow, shaped, sum_of, wide
-from cermet.ops.define import Arg, Failing, OpDef, Sample
+from cermet.ops.define import Arg, Failing, OpDef, Sample, whole_of
 from cermet.ops.elementwise import div, eq, lt, mul, where
 from cermet.ops.gather import gather, scatter
 from cermet.ops.movement import expand, reshape
@@ -22,7 +22,7 @@ _NO_PADDING = -1
 def _rows(index: Any, count: int, width: int) -> Any:
     """Index (*) as the full-shape int64 index (*, D) of the rows. A negative one is made too large: it must be an error."""
     i = to_dtype(index, dt.int64)
-    checked = where(lt(i, zeros_like_value(i, ())), full_value(i, count, ()), i)
+    checked = where(lt(i, zeros_like_value(i, ())), full_value(i, whole_of(count), ()), i)
     return expand(reshape(checked, shape=(*index.shape, 1)), shape=(*index.shape, width))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from cermet import dtypes as dt
 from cermet.graph.node import Meta
-from cermet.ops.define import Arg, Failing, OpDef, Sample, ShapeError
+from cermet.ops.define import Arg, Failing, OpDef, Sample, ShapeError, whole_of
 from cermet.ops.elementwise import choose, lt, where
 from cermet.ops.movement import expand, reshape, slice_, unslice
 from cermet.ops.public import public
@@ -95,7 +95,7 @@ def _cat_decompose(*xs: Any, dim: int) -> Any:
         return xs[0]
     while len(parts) > 1:
         joined = [
-            (parts[k][0], where(lt(place, parts[k + 1][0]), parts[k][1], parts[k + 1][1])) for k in range(0, len(parts) - 1, 2)
+            (parts[k][0], where(lt(place, whole_of(parts[k + 1][0])), parts[k][1], parts[k + 1][1])) for k in range(0, len(parts) - 1, 2)
         ]
         parts = joined + ([parts[-1]] if len(parts) % 2 else [])
     return parts[0][1]

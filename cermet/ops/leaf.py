@@ -38,12 +38,14 @@ count = OpDef(
     lambda *, number, dtype, device: meta((), dtype, device),
     attrs=("number", "dtype", "device"),
     reference=lambda *, number, dtype, device: np.asarray(number, dtype.numpy),
-    doc="A floating number that follows from sizes (see `cermet.ops.define.count_of`).",
+    doc="A number that follows from sizes (see `cermet.ops.define.count_of`).",
 )
 
 
 def const_value(node: Node) -> Any:
-    """The Python number of a `const` node."""
+    """The Python number of a `const` or `count` node."""
+    if node.call.op is count:
+        return node.call.attrs[0]
     return _parsed(node.call.attrs[0])
 
 

@@ -11,7 +11,7 @@ from cermet import dtypes as dt
 from cermet.graph.node import Meta
 from cermet.ops.arithmetic import ceil, floor, isnan, rint
 from cermet.ops.blending import lerp3
-from cermet.ops.define import Arg, Failing, OpDef, Sample
+from cermet.ops.define import Arg, Failing, OpDef, Sample, count_of
 from cermet.ops.elementwise import add, choose, eq, gt, le, lt, mul, ne, sub
 from cermet.ops.gather import gather
 from cermet.ops.joining import cut
@@ -249,7 +249,7 @@ def _interpolated(ranked: Any, q: Any, how: str, ignore_nan: bool) -> Any:
     elif how != "linear":
         weight = full_value(ranked, 1 if how == "higher" else 0, shape)
     out = lerp3(low, high, weight)
-    broken = eq(numbers, 0) if ignore_nan else lt(numbers, float(n))
+    broken = eq(numbers, 0) if ignore_nan else lt(numbers, count_of(n))
     return choose(broken, float("nan"), out)
 
 

@@ -12,7 +12,7 @@ from cermet import dtypes as dt
 from cermet.graph.node import Meta
 from cermet.graph.sizes import at_least
 from cermet.ops.arithmetic import abs_, isnan, maximum, minimum, sign
-from cermet.ops.define import OUT, Arg, Failing, OpDef, Sample, count_of
+from cermet.ops.define import OUT, Arg, Failing, OpDef, Sample, count_of, whole_of
 from cermet.ops.elementwise import add, choose, div, eq, mul, ne, sub
 from cermet.ops.mathematics import exp, log, pow_op, sqrt, square
 from cermet.ops.movement import reshape
@@ -417,7 +417,7 @@ def _extremum_decompose(x: Any, *, dim: int, keepdim: bool, mode: str) -> tuple[
     if m.dtype.kind == "f":
         hit = add(hit, ne(x, x))
     place = index_value(x, m.shape, dim) if m.shape else to_dtype(hit, dt.int64) * 0
-    limit = m.shape[dim] if m.shape else 0
+    limit = whole_of(m.shape[dim] if m.shape else 0)
     return reduce_min(choose(hit, place, limit), dims=dims, keepdim=keepdim), best
 
 

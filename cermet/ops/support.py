@@ -13,9 +13,10 @@ import numpy as np
 from cermet import dtypes as dt
 from cermet.dtypes import DType
 from cermet.graph.node import Meta, Node
+from cermet.graph.sizes import Size
 from cermet.ops.define import Arg, OpDef, Sample, constant, hooks
 
-_NUMBERS = (bool, int, float, np.number, np.bool_)
+_NUMBERS = (bool, int, float, np.number, np.bool_, Size)
 _PLAIN = (float, int, bool)
 
 
@@ -70,7 +71,7 @@ def result_dtype(*args: Any) -> DType:
     best: list[DType | None] = [None, None, None]
     for x in args:
         if is_number(x):
-            rank, d = 2, dt.of_scalar(x.item() if isinstance(x, np.generic) else x)
+            rank, d = 2, dt.int64 if type(x) is Size else dt.of_scalar(x.item() if isinstance(x, np.generic) else x)
         else:
             rank, d = (0 if len(x.shape) else 1), x.dtype
         known = best[rank]

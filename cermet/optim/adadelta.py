@@ -8,15 +8,12 @@ from cermet.optim.optimizer import (
     Params,
     Stepper,
     advance,
-    assign,
     check,
     check_lr,
     counter,
     filled,
-    gradient_of,
     not_negative,
     scalars,
-    widened,
 )  # fmt: skip
 
 __all__ = ["Adadelta"]
@@ -54,10 +51,7 @@ class Adadelta(Stepper):
             if numbers is None:
                 numbers = made[p.dtype] = scalars(p, lr, rho, 1 - rho, group["eps"], group["weight_decay"])
             kept = (p, state["square_avg"], state["acc_delta"])
-            assign(
-                kept,
-                _rule(*widened(p, gradient_of(p, group["maximize"]), *kept[1:]), *numbers, decays=group["weight_decay"] != 0),
-            )
+            self._apply_rule(_rule, kept, numbers, group["maximize"], decays=group["weight_decay"] != 0)
 
 
 def _rule(

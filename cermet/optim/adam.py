@@ -76,7 +76,9 @@ class Adam(Stepper):
         lr, decay = self._number(group["lr"]), group["weight_decay"]
         beta1, beta2 = (rounded(number_of(b), p) for b in group["betas"])
         size = lr / (1 - beta1**step)
-        return scalars(p, size, root(1 - beta2**step), beta1, beta2, group["eps"], decay * lr if group["decoupled_weight_decay"] else decay)
+        return scalars(
+            p, size, root(1 - beta2**step), beta1, beta2, group["eps"], decay * lr if group["decoupled_weight_decay"] else decay
+        )
 
 
 def rounded(beta: float, p: Any) -> float:

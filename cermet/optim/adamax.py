@@ -8,15 +8,12 @@ from cermet.optim.optimizer import (
     Params,
     Stepper,
     advance,
-    assign,
     check_betas,
     check_lr,
     counter,
     filled,
-    gradient_of,
     not_negative,
     scalars,
-    widened,
 )  # fmt: skip
 
 __all__ = ["Adamax"]
@@ -57,10 +54,7 @@ class Adamax(Stepper):
                 size = lr / (1 - beta1**t)
                 numbers = made[t, p.dtype] = scalars(p, size, 1 - beta1, beta2, group["eps"], group["weight_decay"])
             kept = (p, state["exp_avg"], state["exp_inf"])
-            assign(
-                kept,
-                _rule(*widened(p, gradient_of(p, group["maximize"]), *kept[1:]), *numbers, decays=group["weight_decay"] != 0),
-            )
+            self._apply_rule(_rule, kept, numbers, group["maximize"], decays=group["weight_decay"] != 0)
 
 
 def _rule(

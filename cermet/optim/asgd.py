@@ -10,16 +10,13 @@ from cermet.optim.optimizer import (
     Params,
     Stepper,
     advance,
-    assign,
     check_lr,
     counter,
     filled,
-    gradient_of,
     not_negative,
     number_of,
     scalars,
     set_number,
-    widened,
 )  # fmt: skip
 
 __all__ = ["ASGD"]
@@ -60,8 +57,7 @@ class ASGD(Stepper):
             if numbers is None:
                 numbers = made[key] = scalars(p, eta, lambd * eta, mu, group["weight_decay"])
             kept = (p, state["ax"])
-            values = widened(p, gradient_of(p, group["maximize"]), state["ax"])
-            assign(kept, _rule(*values, *numbers, decays=group["weight_decay"] != 0))
+            self._apply_rule(_rule, kept, numbers, group["maximize"], decays=group["weight_decay"] != 0)
             set_number(state, "eta", real(lr) / (1 + lambd * real(lr) * t) ** group["alpha"])
             set_number(state, "mu", 1 / max(1, t - group["t0"]))
 

@@ -9,17 +9,14 @@ from cermet.optim.optimizer import (
     Params,
     Stepper,
     advance,
-    assign,
     check_betas,
     check_lr,
     counter,
     filled,
-    gradient_of,
     not_negative,
     number_of,
     scalars,
     set_number,
-    widened,
 )  # fmt: skip
 
 __all__ = ["NAdam"]
@@ -63,8 +60,7 @@ class NAdam(Stepper):
             if numbers is None:
                 numbers = made[key] = self._numbers(group, p, t, product)
             kept = (p, state["exp_avg"], state["exp_avg_sq"])
-            values = widened(p, gradient_of(p, group["maximize"]), *kept[1:])
-            assign(kept, _rule(*values, *numbers, decays=group["weight_decay"] != 0, decoupled=decoupled))
+            self._apply_rule(_rule, kept, numbers, group["maximize"], decays=group["weight_decay"] != 0, decoupled=decoupled)
 
     def _numbers(self, group: dict[str, Any], p: Any, t: int, product: float) -> tuple[Any, ...]:
         lr, decay = self._number(group["lr"]), group["weight_decay"]

@@ -27,7 +27,7 @@ from cermet.lazy.number import real, whole
 from cermet.lazy.record import local, scalar_node, user_location
 from cermet.ops.define import OpDef
 from cermet.ops.leaf import scalar_call
-from cermet.optim.recording import put, record_updates
+from cermet.optim.recording import put, record_rule, record_updates
 from cermet.runtime.buffer import Buffer
 
 __all__ = ["Optimizer", "register_optimizer_step_post_hook", "register_optimizer_step_pre_hook", "required"]
@@ -402,6 +402,26 @@ class Stepper(Optimizer):
             p, *states = kept
             out = op.decompose(p, p.grad, *states, *numbers, **named)
             assign(kept, out if isinstance(out, tuple) else (out,))
+
+    def _apply_rule(
+        self, rule: Callable[..., tuple[Any, ...]], kept: tuple[Any, ...], numbers: tuple[Any, ...], maximize: bool, **flags: bool
+    ) -> None:
+        """Record ``rule(parameter, gradient, *states, *numbers, **flags)`` on the tensors of ``kept``, parameter and states, in the dtype
+        they are computed in, and make its results their values. The rule computes with tensors and does nothing else."""
+        p, *states = kept
+        if self.defaults.get("differentiable"):
+            assign(kept, rule(*widened(p, gradient_of(p, maximize), *states), *numbers, **flags))
+            return
+        metas = [node_of(t).meta for t in kept]
+
+        def whole(p: Any, g: Any, *rest: Any) -> tuple[Any, ...]:
+            held = rest[: len(states)]
+            out = rule(*widened(p, -g if maximize else g, *held), *rest[len(states) :], **flags)
+            return tuple([v if v._node.meta is m else v.to(m.dtype) for v, m in zip(out, metas, strict=True)])
+
+        options = (maximize, *flags.items())
+        for t, v in zip(kept, record_rule(rule, whole, options, (p, p.grad, *states, *numbers), self._where), strict=True):
+            put(t, v._node)
 
     def _number(self, value: Any) -> Any:
         """An option that may be a tensor as a number (as it is, where gradients shall flow into it)."""

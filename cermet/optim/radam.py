@@ -10,15 +10,12 @@ from cermet.optim.optimizer import (
     Params,
     Stepper,
     advance,
-    assign,
     check_betas,
     check_lr,
     counter,
     filled,
-    gradient_of,
     not_negative,
     scalars,
-    widened,
 )  # fmt: skip
 
 __all__ = ["RAdam"]
@@ -58,8 +55,7 @@ class RAdam(Stepper):
             if numbers is None:
                 numbers = made[t, p.dtype] = self._numbers(group, p, t)
             kept = (p, state["exp_avg"], state["exp_avg_sq"])
-            values = widened(p, gradient_of(p, group["maximize"]), *kept[1:])
-            assign(kept, _rule(*values, *numbers, decays=group["weight_decay"] != 0, decoupled=decoupled))
+            self._apply_rule(_rule, kept, numbers, group["maximize"], decays=group["weight_decay"] != 0, decoupled=decoupled)
 
     def _numbers(self, group: dict[str, Any], p: Any, t: int) -> tuple[Any, ...]:
         lr, decay = self._number(group["lr"]), group["weight_decay"]

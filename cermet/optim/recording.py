@@ -6,16 +6,17 @@ sees, without walking the stack for each, and with what depends on an update's c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cermet.frontend.core import new_tensor, node_of, on_recorded, write
 from cermet.frontend.gradients import Accumulate
+from cermet.frontend.trace import Trace, trace
 from cermet.graph.node import Call, Node
 from cermet.lazy.record import local, record
 from cermet.ops.define import OpDef, getitem
 
-__all__ = ["record_updates"]
+__all__ = ["put", "record_rule", "record_updates"]
 
 _picks: dict[Call, tuple[Call, ...]] = {}  # an update's call -> the calls that pick its results
 
@@ -65,6 +66,40 @@ def record_updates(
             tape.nbytes += pick.meta.nbytes
     if node is not None:
         on_recorded(tape, node)
+
+
+_rules: dict[Any, Trace] = {}  # (rule, its options, metas) -> what it records
+
+
+def record_rule(
+    name: Any, rule: Callable[..., Sequence[Any]], options: tuple[Any, ...], tensors: Sequence[Any], where: Any
+) -> Sequence[Any]:
+    """The results of ``rule(*tensors)``, a function that computes with tensors and does nothing else.
+
+    The first call with tensors of some metas runs the rule; later ones record the same nodes without running it. Gradients are not
+    recorded while this is used.
+
+    Args:
+        name, options: what the rule does follows from these and the metas; hashable. where: the user's line.
+    """
+    tape = local.tape
+    handles = [new_tensor(node_of(t)) for t in tensors]
+    nodes = [t._node for t in handles]
+    if tape.eager or tape.capture is not None or len(set(nodes)) != len(nodes):
+        return rule(*handles)
+    key = (name, options, tuple([n.meta for n in nodes]))
+    known = _rules.get(key)
+    if known is not None:
+        return known.replay(handles, where)
+    epoch, before = tape.epoch, len(tape.nodes)
+    out = tuple(rule(*handles))
+    if tape.epoch is epoch:
+        made = trace(handles, tape.nodes[before:], out, tuple, False)
+        if made is not None:
+            if len(_rules) > 4096:
+                _rules.clear()
+            _rules[key] = made
+    return out
 
 
 def put(t: Any, node: Node) -> None:

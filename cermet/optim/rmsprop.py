@@ -10,14 +10,11 @@ from cermet.optim.optimizer import (
     Params,
     Stepper,
     advance,
-    assign,
     check_lr,
     counter,
     filled,
-    gradient_of,
     not_negative,
     scalars,
-    widened,
 )  # fmt: skip
 
 __all__ = ["RMSprop"]
@@ -66,8 +63,7 @@ class RMSprop(Stepper):
                 kept.append(state["momentum_buffer"])
             if op is None:
                 keep = scalars(p, 1 - rounded(group["alpha"], p))[0]
-                values = widened(p, gradient_of(p, group["maximize"]), *kept[1:])
-                assign(kept, _centered(*values, *numbers, keep, decays=group["weight_decay"] != 0))
+                self._apply_rule(_centered, tuple(kept), (*numbers, keep), group["maximize"], decays=group["weight_decay"] != 0)
             else:
                 alike.setdefault(p._node.meta.dtype, []).append(tuple(kept))
         for dtype, entries in alike.items():

@@ -9,14 +9,11 @@ from cermet.optim.optimizer import (
     Params,
     Stepper,
     advance,
-    assign,
     check,
     check_lr,
     counter,
     filled,
-    gradient_of,
     scalars,
-    widened,
 )
 
 __all__ = ["Rprop"]
@@ -56,7 +53,7 @@ class Rprop(Stepper):
             if numbers is None:
                 numbers = made[p.dtype] = scalars(p, *group["etas"], *group["step_sizes"], 1.0, 0.0)
             kept = (p, state["prev"], state["step_size"])
-            assign(kept, _rule(*widened(p, gradient_of(p, group["maximize"]), *kept[1:]), *numbers))
+            self._apply_rule(_rule, kept, numbers, group["maximize"])
 
 
 def _rule(

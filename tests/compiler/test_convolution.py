@@ -12,7 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from cermet import config
 from cermet import dtypes as dt
+from cermet.compiler.kernels import convolution
 from cermet.compiler.kernels.convolution import ConvSpec, channels_first, channels_last, plan
 from cermet.compiler.kernels.finish import Epilogue
 from cermet.compiler.kernels.plan import Operand
@@ -231,6 +233,54 @@ def test_epilogue(direction: Any, n: int, c: int, size: int, o: int, kernel: int
     np.testing.assert_allclose(residual, want, atol=1e-4)
     with pytest.raises(ValueError, match="goes with images"):
         plan("weight_grad", spec, host(), epilogue, [Operand("bias"), Operand("residual")])
+
+
+@pytest.mark.parametrize("outputs", [4, 2, 0])
+@pytest.mark.parametrize(
+    ("dtype", "n", "c", "o", "size", "padding", "last"),
+    [
+        (dt.float32, 2, 64, 64, (14, 14), (1, 1), True),
+        (dt.float32, 1, 32, 40, (13, 17), (1, 1), True),
+        (dt.float32, 3, 37, 45, (9, 5), (0, 2), False),
+        (dt.float32, 1, 16, 16, (3, 3), (1, 1), True),
+        (dt.float32, 2, 130, 17, (8, 8), (2, 0), True),
+        (dt.float32, 9, 70, 150, (15, 15), (1, 1), True),
+        (dt.bfloat16, 2, 32, 32, (9, 9), (1, 1), True),
+    ],
+)
+def test_winograd(
+    monkeypatch: Any, outputs: int, dtype: dt.DType, n: int, c: int, o: int, size: tuple[int, int], padding: Any, last: bool
+) -> None:
+    """Every variant, whatever the cost model thinks of it: ragged tiles, images of any order, channels of any number."""
+    monkeypatch.setattr(convolution, "winograd_outputs", lambda *_: outputs)
+    monkeypatch.setattr(convolution, "winograd_gradient", lambda *_: outputs == 4)
+    check(*make(dtype, n, c, o, size, (3, 3), padding=padding, last=(last, False, last)))
+
+
+def test_error_of_winograd() -> None:
+    """Within a few times the error of direct sums, against float64; relative to the largest result."""
+    for c in (32, 512):
+        spec, arrays = make(dt.float32, 1, c, 32, (28, 28), (3, 3), padding=(1, 1))
+        rng = np.random.default_rng(0)
+        for direction, name in DIRECTIONS.items():
+            for a in arrays.values():
+                a[...] = rng.standard_normal(a.shape)
+            want = reference(direction, spec, **arrays)
+            errors = []
+            for winograd in (True, False):
+                with config.scope(winograd=winograd):
+                    made = plan(direction, spec, host())
+                assert any("winograd" in launch.key for launch in made.launches) == winograd
+                Bound(made, host(), {k: a.ctypes.data for k, a in arrays.items()}).run()
+                errors.append(np.abs(arrays[name] - want).max() / np.abs(want).max())
+            assert errors[0] < 5e-6 and errors[0] < 20 * errors[1], (direction, c, errors)
+
+
+def test_winograd_has_blocks_to_share_at_batch_1() -> None:
+    for c, size in ((64, 56), (128, 28), (64, 32), (256, 14)):
+        spec, _ = make(dt.float32, 1, c, c, (size, size), (3, 3), padding=(1, 1))
+        main = max(plan("forward", spec, host()).launches, key=lambda launch: launch.flops)
+        assert main.blocks >= 4
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import copy
 import gc
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -278,6 +279,18 @@ def test_bad_data_is_noticed_before_a_leaf_is_overwritten():
 def test_a_line_that_keeps_compiling_is_named():
     from cermet.lazy import run
 
-    with pytest.warns(RuntimeWarning, match=r"test_evaluation.py:\d+ \(the last one: other shapes"):
+    with pytest.warns(RuntimeWarning, match=r"test_evaluation.py:\d+ \(the last one: other operations"):
+        for n in range(1, run.OFTEN + 3):
+            x = ct.ones(3)
+            for _ in range(n):
+                x = x + 1
+            x.tolist()
+
+
+def test_a_line_with_ever_other_sizes_is_planned_a_few_times_only() -> None:
+    from cermet.lazy import run
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         for n in range(1, run.OFTEN + 3):
             (ct.ones(n) + 1).tolist()

@@ -182,7 +182,7 @@ def _launch(target: Any, name: str, build: Any, key: str, params: Sequence[str],
 
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
-BACK_QUERIES = 64
+BACK_QUERIES = 128
 BACK_KEYS = 96
 _UNITS = 16  # as many parts as a dozen cores can share
 _UNIT_FLOPS = 8 << 20

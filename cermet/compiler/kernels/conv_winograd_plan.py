@@ -72,6 +72,9 @@ def _blocking(target: Any, m: int, reduced: int, outs: int, tiles: int) -> _Bloc
     groups = -(-tiles // group)
     panels = -(-outs // width)
     chunks = -(-panels // max(1, 256 // width))
+    if groups * chunks < 8:  # something to share out
+        group = max(2 * rows, rounded_up(-(-tiles // 8), rows))
+        groups = -(-tiles // group)
     while groups * chunks < 8 and panels // (2 * chunks) >= 4:
         chunks *= 2
     chunk = -(-panels // chunks) * width
@@ -183,7 +186,7 @@ class Winograd(Maker):
         return packed, Temp(packed.index, points * u_point * self.compute.itemsize), u_point
 
 
-GRAD_TILES = 24
+GRAD_TILES = 30
 """Image tiles whose transforms stay in scratch at a time."""
 GRAD_CHANNELS = 128, 64
 """Input and output channels of one parallel block, at most."""
@@ -200,8 +203,8 @@ def winograd_gradient(s: ConvSpec, target: Any) -> bool:
     products = points * tiles * rounded_up(s.c, rows) * made * 5 // 8
     gather = tiles * (-(-s.c // lanes) * -(-s.o // GRAD_CHANNELS[1]) * 230 + made * -(-s.c // GRAD_CHANNELS[0]) * 200)
     nbytes = points * s.c * s.o * 4
-    sums = nbytes * (tiles // GRAD_TILES + 1) // 12 + nbytes * (1 if nbytes < target.l3 // 4 else 2)
-    return (products + gather + sums) * 20 < _direct_cost("forward", s, target) * 20
+    sums = nbytes * (tiles // GRAD_TILES + 1) // 12 + nbytes // 2 * (1 if nbytes < target.l3 // 4 else 2)
+    return products + gather + sums < _direct_cost("forward", s, target)
 
 
 class WinogradGrad(Maker):

@@ -25,7 +25,7 @@ from cermet.compiler.kernels.conv_pointwise import is_pointwise, plan_pointwise
 from cermet.compiler.kernels.conv_table import Axis, PixelTable
 from cermet.compiler.kernels.conv_taps import TapKernel, Tile, with_order
 from cermet.compiler.kernels.conv_weight_grad import PIXELS, SumWeights, WeightGradKernel
-from cermet.compiler.kernels.conv_winograd_plan import Winograd, winograd_outputs
+from cermet.compiler.kernels.conv_winograd_plan import Winograd, WinogradGrad, winograd_gradient, winograd_outputs
 from cermet.compiler.kernels.finish import Epilogue, Output
 from cermet.compiler.kernels.plan import Arg, Operand, Plan, Temp
 from cermet.dtypes import DType
@@ -67,6 +67,8 @@ def plan(
     if len(spec.size) == 1:
         spec = _as_2d(spec)
     if direction == "weight_grad":
+        if winograd_gradient(spec, target):
+            return WinogradGrad(direction, spec, target).plan()
         few = spec.kernel[-1] <= MOST_UNROLLED
         return (_DepthwiseWeights if few and _is_depthwise(spec, target) else _Weights)(direction, spec, target).plan()
     if outputs := winograd_outputs(direction, spec, target):

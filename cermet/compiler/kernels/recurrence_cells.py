@@ -17,7 +17,7 @@ from llvmlite import ir
 
 from cermet.compiler.kernels.irtools import Emit, Index, Value, acc_type
 from cermet.compiler.llvm.builder import I64, PTR, LaneBuilder
-from cermet.compiler.llvm.vmath import emit
+from cermet.compiler.llvm.vmath.gates import bounded_tanh, logistic
 from cermet.dtypes import DType
 
 __all__ = ["GATES", "SAVED", "Cell", "back_function", "cell_function"]
@@ -81,11 +81,10 @@ class _Lanes:
             self.em.store_masked(value, where, self.dtype, self.mask)
 
     def sigmoid(self, v: Value) -> Value:
-        one = self.x.f(1.0, v)
-        return self.x.fdiv(one, self.x.fadd(one, emit(self.x, "exp", self.x.fneg(v))))
+        return logistic(self.x, v)
 
     def tanh(self, v: Value) -> Value:
-        return emit(self.x, "tanh", v)
+        return bounded_tanh(self.x, v)
 
     def rest(self, v: Value) -> Value:
         """1 - v."""
@@ -101,9 +100,15 @@ class _Lanes:
 
 
 def along(em: Emit, cell: Cell, count: Value, body: Callable[[_Lanes], None]) -> None:
-    """Run ``body`` along ``count`` units."""
+    """Run ``body`` along ``count`` units.
+
+    Two vectors at a time where there are that many: each waits long for its own results, and the two take turns.
+    """
     whole = em.x.and_(count, em.index(-cell.lanes)) if cell.tail else count
-    with em.loop(0, whole, cell.lanes) as j:
+    pairs = em.x.and_(count, em.index(-2 * cell.lanes))
+    with em.loop(0, pairs, 2 * cell.lanes) as j:
+        body(_Lanes(em, cell.dtype, j, 2 * cell.lanes, None))
+    with em.loop(pairs, whole, cell.lanes) as j:
         body(_Lanes(em, cell.dtype, j, cell.lanes, None))
     if not cell.tail:
         return

@@ -22,10 +22,10 @@ from cermet.compiler.loops.ir import (
     Guard,
     Kernel,
     Param,
+    Prefetch,
     Reduce,
     Register,
     Stmt,
-    Prefetch,
     Store,
 )
 from cermet.compiler.loops.text import expression_text

@@ -99,7 +99,8 @@ class _Rewriter:
         """Operands of a kernel designed by hand, copied where strides can't describe them."""
         out = []
         for k, x in enumerate(inputs):
-            x = x if is_strided(x) else self._copied(x, n.where)
+            if not (is_strided(x) or _is_base(n, k, x)):
+                x = self._copied(x, n.where)
             if n.call.op.kind == "recurrence" and not takes_any_strides(n.call, k) and not runs_along_last(x):
                 x = self._again(copy(x))
             out.append(x)
@@ -249,6 +250,11 @@ def _simplify_elementwise(n: Node, inputs: tuple[Node, ...]) -> Node | None:
     if op.name == "neg" and inputs[0].call.op is op and inputs[0].inputs:
         return inputs[0].inputs[0]
     return None
+
+
+def _is_base(n: Node, k: int, x: Node) -> bool:
+    """Whether x is what a scatter starts from, the same everywhere: it is written to the result straight away."""
+    return n.call.op.kind == "scatter" and k == 0 and _constant_of(x) is not None
 
 
 def _is_identity(op: OpDef, c: Any) -> bool:

@@ -133,7 +133,18 @@ class _AccWriter(Writer):
 
 
 def _write(g: Group, fusion: Fusion, n: Node, strides_of: Any) -> Fused:
+    """The group as an epilogue of ``n``; dims are split where the group sees the result in another shape (a linear layer's rows are a
+    batch of sequences to those who read it)."""
     axes = Axes(n.meta.shape)
+    for _ in range(8):
+        try:
+            return _attempt(g, fusion, n, strides_of, axes)
+        except NeedSplit as need:
+            axes.split(need)
+    raise _Unfit
+
+
+def _attempt(g: Group, fusion: Fusion, n: Node, strides_of: Any, axes: Axes) -> Fused:
     index = axes.index()
     own = fusion.evaluated[g]
     trees = _AccTrees(lambda m: None if m in own or m is n else strides_of(m), n, index)
@@ -176,24 +187,20 @@ def _as_kernel(writer: Writer, acc: Register, b: Var, m: Var, v: Var, body: list
 def _classes(n: Node, axes: Axes, offsets: list[Idx], rigid: set[Dim], b: Var, m: Var, v: Var) -> Any:
     """Loop classes of the producer's dims, the values of those that are plain, and how to get the others from ``b`` and ``m``:
     (class, position, divisors, extent or None)."""
-    rows = [row[0] for row in axes.dims]
     if n.call.op.kind == "contraction":
-        *batch, row, column = rows
+        *batch, rows, columns = axes.dims
     else:
-        image, column, high, wide = rows
-        batch, row = [image], None
+        image, columns, high, wide = axes.dims
+        batch, rows = [image], [*high, *wide]
+    if len(columns) != 1:
+        raise _Unfit  # lanes would be taken apart one by one
     values: dict[Class, Expr] = {}
     classes: list[Class] = []
     decode: list[Any] = []
-    if row is None:
-        pixels = merge([d for d in (high, wide) if d.extent != 1], offsets, rigid)
-        _spread(pixels, m.expr, classes, decode)
-    else:
-        classes.append(Class([row]))
-        values[classes[-1]] = m.expr
-    classes.append(Class([column]))
+    _spread(merge([d for d in rows if d.extent != 1], offsets, rigid), m.expr, classes, decode)
+    classes.append(Class(columns))
     values[classes[-1]] = v.expr
-    _spread([Class([d]) for d in batch if d.extent != 1], b.expr, classes, decode)
+    _spread(merge([d for row in batch for d in row if d.extent != 1], offsets, rigid), b.expr, classes, decode)
     return classes, values, decode
 
 

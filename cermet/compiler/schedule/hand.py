@@ -5,30 +5,24 @@ Each op's operands are already strided views of values in memory (see `operand`)
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from cermet import config
-from cermet import dtypes as dt
 from cermet.compiler.kernels import contraction, convolution, recurrence
 from cermet.compiler.kernels.plan import Operand, Plan, Temp
 from cermet.compiler.llvm.jit import Request, kernel_request
 from cermet.compiler.llvm.target import Target
-from cermet.compiler.loops import ir
-from cermet.compiler.loops.build import builder
-from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, Param, Reduce, Register, Store, Var
 from cermet.compiler.schedule.epilogue import Fused
 from cermet.compiler.schedule.fuse import source_of
-from cermet.compiler.schedule.lower import LoopCall, identity_of
+from cermet.compiler.schedule.lower import LoopCall
 from cermet.compiler.schedule.operand import strided
 from cermet.compiler.schedule.tree import row_major
 from cermet.graph.node import Node
+from cermet.graph.sizes import Refused, has_letters, presently, tracing
 from cermet.ops.recurrence import backward_parts, forward_parts
-from cermet.graph.sizes import Refused, at_least, has_letters, presently, tracing
 
 __all__ = ["Call", "TempSpace", "hand_calls", "loop_calls"]
 
@@ -109,9 +103,13 @@ def hand_calls(node: Node, strides_of: StridesOf, target: Target, fused: Fused |
     if kind == "convolution":
         return _convolution(node, strides_of, target, fused)
     if kind == "scan":
-        return _scan(node, strides_of, target)
+        from cermet.compiler.schedule.scans import scan_calls
+
+        return scan_calls(node, strides_of, target)
     if kind == "scatter":
-        return _scatter(node, strides_of, target)
+        from cermet.compiler.schedule.scatters import scatter_calls
+
+        return scatter_calls(node, strides_of, target)
     if kind == "sort":
         return _sort(node, strides_of, target)
     if kind == "recurrence":
@@ -243,208 +241,6 @@ def _convolution(node: Node, strides_of: StridesOf, target: Target, fused: Fused
     return _from_plan(
         _planned(convolution.plan, (direction, spec, target), epilogue, args), operands, node, name or f"conv {direction}"
     )
-
-
-# ----------------------------------------------------------------------------------------------------- loop IR by hand
-
-
-class _Params:
-    """Parameters of a kernel written here, with their bindings."""
-
-    def __init__(self) -> None:
-        self.params: list[Param] = []
-        self.args: list[tuple[Any, ...]] = []
-
-    def add(self, kind: Any, dtype: dt.DType, binding: tuple[Any, ...], readonly: bool = True) -> Param:
-        p = Param(f"{kind[0]}{len(self.params)}", kind, dtype, readonly)
-        self.params.append(p)
-        self.args.append(binding)
-        return p
-
-    def integer(self, value: int) -> Expr:
-        return ir.const(value) if value in (0, 1) else self.add("int", dt.int64, ("int", value)).expr
-
-
-def _call(name: str, p: _Params, block: Var, blocks: int, body: list[Any], node: Node, target: Target, work: int) -> list[Call]:
-    if blocks == 0:
-        return []
-    kernel = Kernel(name, p.params, [For(block, p.integer(blocks), body, "parallel")])
-    grain = at_least(60_000 // max(1, work), 1)
-    return [Call(kernel_request(kernel, target), p.args, blocks, grain, 0, node.call.op.name, 0, [node])]
-
-
-def _decode(p: _Params, row: Expr, extents: list[int]) -> list[Expr]:
-    """A row number as indices, outer first."""
-    out: list[Expr] = []
-    for e in reversed(extents[1:]):
-        n = p.integer(e)
-        out.append(Expr("trem", (row, n), dt.int64))
-        row = Expr("tdiv", (row, n), dt.int64)
-    if extents:
-        out.append(row)
-    return out[::-1]
-
-
-def _offset(p: _Params, index: list[Expr], strides: list[int]) -> Expr:
-    total: Expr = ir.const(0)
-    for i, s in zip(index, strides, strict=True):
-        total = total + i * p.integer(s)
-    return total
-
-
-_COMBINE = {"sum": "add", "prod": "mul", "max": "max", "min": "min"}
-
-
-def _scan(node: Node, strides_of: StridesOf, target: Target) -> list[Call]:
-    """Serial along the scanned dim; rows side by side in blocks, in lanes where memory runs along another dim."""
-    (x,) = node.inputs
-    source, offset, sx = _operand(x, strides_of)
-    so = strides_of(node)
-    dim, mode = node.call.attr("dim"), node.call.attr("mode")
-    shape = node.meta.shape
-    if node.meta.numel == 0:
-        return []
-    others = [k for k in range(len(shape)) if k != dim and shape[k] != 1]
-    lane = max(others, default=None) if dim != len(shape) - 1 else None
-    rows_dims = [k for k in others if k != lane]
-    rows = math.prod([shape[k] for k in rows_dims])
-    p = _Params()
-    xin = p.add("buffer", x.meta.dtype, ("node", source, offset))
-    out = p.add("buffer", node.meta.dtype, ("node", node, 0), False)
-    block, step, v = Var("p"), Var("t"), Var("v")
-    width = shape[lane] if lane is not None else 1
-    pieces = -(-width // 64)
-    row: Expr = block.expr
-    piece: Expr = ir.const(0)
-    if pieces > 1:
-        n = p.integer(pieces)
-        piece, row = Expr("trem", (row, n), dt.int64), Expr("tdiv", (row, n), dt.int64)
-    index = _decode(p, row, [shape[k] for k in rows_dims])
-    lane_at = piece * ir.const(64) + v.expr
-    ix = _offset(p, index, [sx[k] for k in rows_dims])
-    io = _offset(p, index, [so[k] for k in rows_dims])
-    if lane is not None:
-        ix, io = ix + lane_at * p.integer(sx[lane]), io + lane_at * p.integer(so[lane])
-    acc = Register("acc", node.meta.dtype.compute)
-    op = _COMBINE[mode]
-    value = xin.load(ix + step.expr * p.integer(sx[dim]))
-    loop = For(step, p.integer(shape[dim]), [
-        Assign(acc, builder.binary(op, acc.expr, value) if op in ("max", "min") else getattr(builder, op)(acc.expr, value)),
-        Store(out, io + step.expr * p.integer(so[dim]), acc.expr),
-    ])  # fmt: skip
-    inner: list[Any] = [Define(acc, identity_of(op, node.meta.dtype)), loop]
-    if lane is not None:
-        extent = builder.min(ir.const(64), p.integer(width) - piece * ir.const(64)) if pieces > 1 else p.integer(width)
-        inner = [For(v, extent, inner, "vector")]
-    return _call("scan", p, block, rows * pieces, inner, node, target, shape[dim] * min(width, 64) * 4)
-
-
-def _scatter(node: Node, strides_of: StridesOf, target: Target) -> list[Call]:
-    """Copy the base, then position by position. Dims of the update that are dims of the base too are independent of each other: they
-    run side by side; the others run in order, so that what meets in one place is combined in a fixed order."""
-    base = node.inputs[0]
-    calls = _copy(base, node, strides_of, target)
-    if node.inputs[1].meta.numel == 0:
-        return calls
-    return calls + _scatter_updates(node, strides_of, target)
-
-
-def _copy(x: Node, node: Node, strides_of: StridesOf, target: Target) -> list[Call]:
-    source, offset, sx = _operand(x, strides_of)
-    so = strides_of(node)
-    shape = node.meta.shape
-    if node.meta.numel == 0:
-        return []
-    p = _Params()
-    xin = p.add("buffer", x.meta.dtype, ("node", source, offset))
-    out = p.add("buffer", node.meta.dtype, ("node", node, 0), False)
-    block, v = Var("p"), Var("v")
-    _, (flat,), (flat_out,) = _flatten(shape, sx, so)
-    if flat == flat_out == (1,):
-        count = -(-node.meta.numel // 8192)
-        start = block.expr * ir.const(8192)
-        extent = builder.min(ir.const(8192), p.integer(node.meta.numel) - start)
-        at = start + v.expr
-        body = [For(v, extent, [Store(out, at, xin.load(at))], "vector")]
-        return _call("copy", p, block, count, body, node, target, 8192)
-    index = [*_decode(p, block.expr, list(shape[:-1])), v.expr] if shape else []
-    load = xin.load(_offset(p, index, list(sx)))
-    body = [For(v, p.integer(shape[-1] if shape else 1), [Store(out, _offset(p, index, list(so)), load)], "vector")]
-    return _call("copy", p, block, math.prod(shape[:-1]), body, node, target, shape[-1] if shape else 1)
-
-
-def _flatten(shape: tuple[int, ...], *strides: tuple[int, ...]) -> tuple[Any, ...]:
-    """((extents), (strides…),) with everything merged into one dim where possible, else the strides as they are."""
-    expected = 1
-    for k in range(len(shape) - 1, -1, -1):
-        if shape[k] != 1 and any(s[k] != expected for s in strides):
-            return (shape, *[(s,) for s in strides])
-        expected *= shape[k]
-    return ((expected,), *[((1,),) for _ in strides])
-
-
-def _scatter_updates(node: Node, strides_of: StridesOf, target: Target) -> list[Call]:
-    base, update, *indices = node.inputs
-    dims, rest, mode = node.call.attrs
-    so = strides_of(node)
-    shape = update.meta.shape
-    side = [k for k in rest if shape[k] != 1]
-    serial = [k for k in range(len(shape)) if k not in rest and shape[k] != 1]
-    others = [d for d in range(base.meta.ndim) if d not in dims]
-    stride_of_side = {u: so[d] for d, u in zip(others, rest, strict=True)}
-    lane = max(side, key=lambda k: (stride_of_side[k] == 1, k), default=None)
-    rows_dims = [k for k in side if k != lane]
-    rows = math.prod([shape[k] for k in rows_dims])
-    p = _Params()
-    out = p.add("buffer", node.meta.dtype, ("node", node, 0), False)
-    block, v = Var("p"), Var("v")
-    width = shape[lane] if lane is not None else 1
-    pieces = -(-width // 64)
-    row: Expr = block.expr
-    piece: Expr = ir.const(0)
-    if pieces > 1:
-        n = p.integer(pieces)
-        piece, row = Expr("trem", (row, n), dt.int64), Expr("tdiv", (row, n), dt.int64)
-    at: list[Expr] = [ir.const(0)] * len(shape)
-    for k, e in zip(rows_dims, _decode(p, row, [shape[k] for k in rows_dims]), strict=True):
-        at[k] = e
-    if lane is not None:
-        at[lane] = piece * ir.const(64) + v.expr
-    bad = Register("bad", dt.bool)
-    loops = [For(Var(f"s{k}"), p.integer(shape[k]), []) for k in serial]
-    for loop, k in zip(loops, serial, strict=True):
-        at[k] = loop.var.expr
-    body = loops[-1].body if loops else []
-    place = _offset(p, [at[u] for u in rest], [stride_of_side[u] for u in rest])
-    for i, d in zip(indices, dims, strict=True):
-        place = place + _checked_index(p, i, at, base.meta.shape[d], strides_of, bad, body) * p.integer(so[d])
-    us, uo, ust = _operand(update, strides_of)
-    value = p.add("buffer", update.meta.dtype, ("node", us, uo)).load(_offset(p, at, list(ust)))
-    if mode != "set":
-        op = _COMBINE["sum" if mode == "add" else "prod" if mode == "mul" else mode]
-        old = out.load(place)
-        value = builder.binary(op, old, value) if op in ("max", "min") else getattr(builder, op)(old, value)
-    body.append(Store(out, place, value))
-    for outer, inner in pairwise(loops):
-        outer.body.append(inner)
-    nest: list[Any] = [loops[0]] if loops else body
-    if lane is not None:
-        extent = builder.min(ir.const(64), p.integer(width) - piece * ir.const(64)) if pieces > 1 else p.integer(width)
-        nest = [For(v, extent, nest, "vector")]
-    status = p.add("buffer", dt.int64, ("status", node), False)
-    nest = [Define(bad, builder.const(False, dt.bool)), *nest, Guard(bad.expr, [Store(status, ir.const(0), ir.const(1))])]
-    work = math.prod([shape[k] for k in serial]) * min(width, 64) * 4
-    return _call("scatter", p, block, rows * pieces, nest, node, target, work)
-
-
-def _checked_index(p: _Params, i: Node, at: list[Expr], size: int, strides_of: StridesOf, bad: Register, body: list[Any]) -> Expr:
-    source, offset, strides = _operand(i, strides_of)
-    raw = p.add("buffer", i.meta.dtype, ("node", source, offset)).load(_offset(p, at, list(strides)))
-    n = p.integer(size)
-    wrapped = builder.select(builder.lt(raw, ir.const(0)), builder.add(raw, n), raw)
-    outside = builder.or_(builder.lt(wrapped, ir.const(0)), builder.ge(wrapped, n))
-    body.append(Reduce(bad, "or", outside))
-    return builder.select(outside, ir.const(0), wrapped)
 
 
 def _sort(node: Node, strides_of: StridesOf, target: Target) -> list[Call]:

@@ -241,7 +241,7 @@ class _Lowering:
         if self.reductions or not self.outer_classes or self.trees.dynamics:
             return []
         lanes = self.outer_classes[-1].inner
-        axis = [a for a, row in enumerate(self.axes.dims) if lanes in row][0]
+        axis = next(a for a, row in enumerate(self.axes.dims) if lanes in row)
         return regions(self.trees.memo.values(), self.axes, axis)
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -327,7 +327,7 @@ class _Lowering:
         if not classes or coefficient(offset, classes[-1].inner) != 1:
             return False
         line, lanes = 64 // n.meta.dtype.itemsize, set(classes[-1].dims)
-        return offset.const % line == 0 and all(v in lanes or type(v) is Dim and c % line == 0 for v, c in offset.terms)
+        return offset.const % line == 0 and all(v in lanes or (type(v) is Dim and c % line == 0) for v, c in offset.terms)
 
     def _map(self) -> LoopCall:
         w = self._begin()

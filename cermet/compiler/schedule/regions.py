@@ -46,7 +46,7 @@ def regions(trees: Iterable[Tree], axes: Axes, lanes: int) -> list[Box]:
     for a, row in enumerate(axes.extents):
         extent = row[0] if len(row) == 1 else 0
         at = sorted(cuts.get(a, ()))
-        if a == lanes and FEW > len(at) and (len(at) + 1) * NARROW > extent:
+        if a == lanes and len(at) < FEW and (len(at) + 1) * NARROW > extent:
             at = []
         marks = [0, *at, extent]
         sides.append([(x, y - x) for x, y in itertools.pairwise(marks)] if at else [(0, -1)])

@@ -189,7 +189,7 @@ def split_at(tree: Tree) -> tuple[Idx, int] | None:
     if tree.kind != "op" or tree.node.call.op.name != "lt":
         return None
     x, y = tree.args
-    return (x.offset, const_value(y.node)) if x.kind == "index" and y.kind == "const" else None
+    return (x.offset, const_value(y.node)) if x.kind == "index" and y.kind in ("const", "count") else None
 
 
 def at(index: tuple[Idx, ...], shape: tuple[int, ...], full: tuple[int, ...]) -> tuple[Idx, ...]:
