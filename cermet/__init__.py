@@ -37,7 +37,7 @@ from cermet.frontend.autocast import (
     set_autocast_enabled,
 )
 from cermet.frontend.autograd import enable_grad, inference_mode, is_grad_enabled, no_grad, set_grad_enabled
-from cermet.frontend.control import eager, get_num_threads, realize, set_num_threads, stats
+from cermet.frontend.control import eager, get_num_threads, realize, set_num_threads, stats, tune
 from cermet.frontend.printing import get_printoptions, set_printoptions
 from cermet.frontend.tensor import Size, Tensor
 from cermet.ops.define import ShapeError

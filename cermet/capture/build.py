@@ -46,6 +46,7 @@ class Run:
         self.gradients: list[tuple[Accumulate, Node | None]] = []
         self.absent: list[Accumulate] = []
         self.reason = ""
+        self.arg_count = 0
 
     def look(self, tree: Tree) -> None:
         """Read off what the function left, still watched."""
@@ -79,7 +80,9 @@ class Run:
         if before is None:
             self.absent.append(found.obj)
         else:
-            self.recorder.read(before, TensorBase, "_node")  # an input in any case: that there is one decides, and its memory is reused
+            self.recorder.read(
+                before, TensorBase, "_node"
+            )  # an input in any case: that there is one decides, and its memory is reused
         if now is before:
             return
         if now is None:
@@ -109,7 +112,9 @@ class Run:
             self._complain("it leaves a gradient at a tensor that was there before and is no leaf")
 
     def _shared(self, t: Any, alias: Alias) -> bool:
-        others = [f.before.get("_alias") for f in self.recorder.outside.values() if isinstance(f.obj, TensorBase) and f.obj is not t]
+        others = [
+            f.before.get("_alias") for f in self.recorder.outside.values() if isinstance(f.obj, TensorBase) and f.obj is not t
+        ]
         return any(a is not None and a.storage is alias.storage for a in others)
 
     def leaks(self) -> bool:
@@ -122,8 +127,8 @@ class Run:
             known.update(map(id, ctx._saved))
             known.update([id(v) for v in vars(ctx).values()])
         items = [t for t in r.inside.values() if isinstance(t, TensorBase)]
-        # Held by `inside`, by `items`, by the name and by getrefcount.
-        return any([getrefcount(t) > 4 + known[id(t)] for t in items])
+        held = list(map(getrefcount, items))  # by `inside`, by `items` and by getrefcount
+        return any(n > 3 + known[id(t)] for n, t in zip(held, items, strict=True))
 
 
 def capture(
@@ -147,6 +152,7 @@ def capture(
     reach = Reach(roots)
     before = [c for o in reach.optimizers for c in optimizer_checks(o, False)]
     run = Run(recorder)
+    run.arg_count = len(leaves.tensors)
     with watching(recorder.tape):
         given = [replace_floats(a, number) for a in args]
         named = {k: replace_floats(a, number) for k, a in kwargs.items()}
@@ -357,18 +363,22 @@ class _Outputs:
 def _results(run: Run, entry: Entry, maker: _Outputs, outer: OuterGrad | None) -> None:
     r = run.recorder
     makers: list[Any] = []
+    entry.shapes = [(None, None)] * len(run.tree.leaves)
+    entry.arg_count = run.arg_count
     for k, leaf in enumerate(run.tree.leaves):
         found = run.results[k]
         if found is not None:
             node, fn = found
             spent = fn is not None and released(fn)
             root = outer.root(k) if outer is not None and fn is not None and not spent else None
-            makers.append(_tensor_maker(maker.of(node), spent_edge(fn) if spent else None, root))
+            output, edge = maker.of(node), spent_edge(fn) if spent else None
+            makers.append(_tensor_maker(output, edge, root))
+            entry.shapes[k] = (output, edge)
         elif isinstance(leaf, TensorBase):
             number = r.args.get(id(leaf))
-            makers.append((lambda made, tensors, k=number: tensors[k]) if number is not None else _constant_maker(leaf))
+            makers.append(_constant_maker(leaf) if number is None else _argument_maker(number))
         elif type(leaf) is Number:
-            makers.append(lambda made, tensors, k=maker.number(leaf): made.numbers[k])
+            makers.append(_number_maker(maker.number(leaf)))
         else:
             makers.append(_constant_maker(leaf))
     entry.results = makers
@@ -382,13 +392,21 @@ def _tensor_maker(output: Output, spent: Any, root: Any) -> Any:
     return lambda made, tensors: new_tensor(made.node(output), spent)
 
 
+def _number_maker(place: int) -> Any:
+    return lambda made, tensors: made.numbers[place]
+
+
+def _argument_maker(place: int) -> Any:
+    return lambda made, tensors: tensors[place]
+
+
 def _constant_maker(value: Any) -> Any:
     return lambda made, tensors: value
 
 
 def _ties(run: Run, entry: Entry, reach: Reach) -> None:
     r = run.recorder
-    checks: list[Check] = [c for c in reach.checks]
+    checks: list[Check] = list(reach.checks)
     stepped = [o for o, _ in r.optimizers.values()]
     for o in stepped:
         checks += optimizer_checks(o, True)
@@ -406,4 +424,6 @@ def _ties(run: Run, entry: Entry, reach: Reach) -> None:
             entry.ties.append((f.obj, f.before["_alias"], f.before.get("_fn")))
             fn = f.before.get("_fn")
             if type(fn) is Accumulate:
-                entry.hooked.append((fn, dict(fn.hooks) if fn.hooks else fn.hooks, dict(fn.post_hooks) if fn.post_hooks else fn.post_hooks))
+                entry.hooked.append(
+                    (fn, dict(fn.hooks) if fn.hooks else fn.hooks, dict(fn.post_hooks) if fn.post_hooks else fn.post_hooks)
+                )

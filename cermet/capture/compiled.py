@@ -19,6 +19,7 @@ from cermet.frontend.core import TensorBase
 from cermet.lazy import evaluate as ev
 from cermet.lazy.record import local
 from cermet.nn.module import Module
+from cermet.ops.autocast import state as autocast
 
 __all__ = ["CacheInfo", "CompiledFunction", "compile"]
 
@@ -67,12 +68,16 @@ class CompiledFunction:
         tape = local.tape
         if tape.capture is not None or tape.eager or config.reference:
             return self._fn(*args, **kwargs)
-        key, leaves = signature(args, kwargs, (tape.grad, dt._default))
+        key, leaves = signature(args, kwargs, (tape.grad, dt._default, autocast.dtype))
         slot = self._slots.get(key)
         if slot is not None:
             for entry in slot.entries:
                 try:
-                    found = entry.replay(leaves.tensors, leaves.floats) if not self._verify else verified(self, entry, args, kwargs, leaves)
+                    found = (
+                        entry.replay(leaves.tensors, leaves.floats)
+                        if not self._verify
+                        else verified(self, entry, args, kwargs, leaves)
+                    )
                 except Refused:
                     return self._in_python(args, kwargs, State(entry, leaves.tensors))
                 if found is not MISS:
@@ -98,15 +103,15 @@ class CompiledFunction:
         with self._lock:
             slot = self._slots.setdefault(key, _Slot())
             why = slot.entries[0].why() if slot.entries else ""
-            entry, result, reason = capture(
-                self._fn, args, kwargs, leaves, lambda: signature(args, kwargs, key[:2])[0] == key
-            )
+            entry, result, reason = capture(self._fn, args, kwargs, leaves, lambda: signature(args, kwargs, key[:3])[0] == key)
             self._captures += 1
             if entry is None:
                 slot.failures += 1
                 slot.reason = reason
                 if slot.failures == 3:
-                    self._warn(f"cannot be replayed, since {reason}. It runs in Python, which is right but slower; do that outside")
+                    self._warn(
+                        f"cannot be replayed, since {reason}. It runs in Python, which is right but slower; do that outside"
+                    )
                 return result
             slot.failures = 0
             slot.entries.insert(0, entry)
@@ -118,7 +123,10 @@ class CompiledFunction:
                 self._warned = True
                 self._warn(
                     f"has been captured {self._captures} times and replayed {self._replays} times; the last time because "
-                    + (why or "of new shapes, dtypes or values of its arguments. Pad to a few sizes, and pass numbers that change as floats")
+                    + (
+                        why
+                        or "of new shapes, dtypes or values of its arguments. Pad to a few sizes, and pass numbers that change as floats"
+                    )
                 )
         try:
             found = entry.replay(leaves.tensors, leaves.floats)
@@ -166,9 +174,7 @@ class CompiledFunction:
         return f"<compiled {self._fn!r}>"
 
 
-def compile(  # noqa: A001
-    fn: Any = None, *, cache_size: int = 64, verify: bool = False
-) -> Any:
+def compile(fn: Any = None, *, cache_size: int = 64, verify: bool = False) -> Any:
     """Capture a function once per signature, and replay it without running its Python.
 
     The function may be a whole training step: forward pass, backward pass, ``optimizer.step()`` and ``zero_grad()``. Parameters, gradients,

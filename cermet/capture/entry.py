@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable
+from itertools import islice
 from sys import getrefcount
 from typing import Any
 
 from cermet.capture.arithmetic import compile_numbers
+from cermet.capture.fast import SLOW, fast_replay
 from cermet.capture.program import Bound
 from cermet.capture.reach import Guard
 from cermet.capture.recorder import Cell, Recorder
@@ -46,12 +48,28 @@ class Output:
 
 
 class _Busy:
-    """State that a run in progress overwrites. Whoever needs it waits."""
+    """Runs in progress that overwrite state: thread -> ids of what it overwrites. Whoever needs the same waits.
+
+    A writer announces itself, then looks for others, then takes hold of the nodes; a reader takes hold of the nodes, then looks for
+    writers. A writer overwrites only what nobody else has hold of. So of two that need the same, one always sees the other.
+    """
 
     def __init__(self) -> None:
+        self.runs: dict[int, frozenset[int]] = {}
         self.lock = threading.Lock()
         self.changed = threading.Condition(self.lock)
-        self.holders: set[int] = set()
+        self.waiting = 0
+
+    def wake(self) -> None:
+        """Tell those who wait that a run is over."""
+        with self.lock:
+            self.changed.notify_all()
+
+    def meets(self, me: int, entry: Entry) -> bool:
+        """Whether another thread's run overwrites what the entry needs."""
+        return any(
+            not (ids.isdisjoint(entry.watched) and ids.isdisjoint(entry.written)) for t, ids in list(self.runs.items()) if t != me
+        )
 
 
 _busy = _Busy()
@@ -122,6 +140,18 @@ class Entry:
         self.taken: list[tuple[int, int]] = []
         self.grad_places: list[tuple[Any, Output | None, int]] = []
         self.fixed: tuple[Any, ...] | None = None
+        self.may_be_calm = False
+        self.fast: Any = None
+        self.version = -1
+        self.arg_count = 0
+        self.number_count = 0
+        self.shapes: list[tuple[Output | None, Any]] = []
+        self.calm: Any = None
+        self.calm_outs: list[tuple[int, int]] = []
+        self.calm_writes: list[tuple[int, int]] = []
+        self.everyone: set[int] = set()
+        self.state_count = sum(c.kind != "arg" and c.kind != "arggrad" for c in self.cells)
+        self.grad_owners = [c.holder for c in self.cells if c.kind == "grad"]
         self.exclusive: list[int] = []
         self.bases_of: dict[int, list[Any]] = {}
         self.watched: frozenset[int] = frozenset()
@@ -136,6 +166,7 @@ class Entry:
         """
         by_node = recorder.by_node
         wanted = [*self.bound.scalars, *extra]
+        self.number_count = len(wanted)
         guards = list(recorder.guards.values())
         read = [n.args[0] for n in recorder.numbers.values() if n.op == "cell"]
         self.number_places = [self.place[c] for c in read]
@@ -144,7 +175,9 @@ class Entry:
         else:
             self.fixed = tuple(wanted)
         targets = {k for k, _ in self.writes}
-        grads = {(c.kind, id(c.holder) if c.kind == "grad" else c.holder): k for k, c in enumerate(self.cells) if "grad" in c.kind}
+        grads = {
+            (c.kind, id(c.holder) if c.kind == "grad" else c.holder): k for k, c in enumerate(self.cells) if "grad" in c.kind
+        }
         for holder, _ in self.gradients:
             k = grads.get(("arggrad", holder) if isinstance(holder, int) else ("grad", id(holder)))
             if k is not None:
@@ -174,9 +207,33 @@ class Entry:
             for number, leaf in self.bound.donations
             if leaf in by_node and leaf not in kept and self.place[by_node[leaf]] in self.exclusive
         ]
-        for pair in sorted(pairs, key=lambda p: p not in own):
-            if all(pair[0] != n and pair[1] != k for n, k in self.taken):
-                self.taken.append(pair)
+        # What is overwritten and not read gives its memory in any case.
+        read = set(self.base_places) | {self.place[by_node[n]] for n in kept if n in by_node} | set(self.number_places)
+        pairs += [(number, k) for number, k in own if k in self.exclusive and k not in read]
+        for number, k in sorted(pairs, key=lambda p: p not in own):
+            if all(number != n and k != j for n, j in self.taken) and self.bound.outputs[number] == self.cells[k].meta.nbytes:
+                self.taken.append((number, k))
+        self._plan_calm(own)
+
+    def _plan_calm(self, own: set[tuple[int, int]]) -> None:
+        """The short way through a replay in which every value that is written is nobody else's."""
+        kinds = {self.cells[k].kind for k in self.exclusive}
+        outputs = [o for _, o in self.writes] + [o for _, o, _ in self.grad_places if o is not None]
+        if (
+            not kinds <= {"handle", "grad"}
+            or any(o.kind != "out" for o in outputs)
+            or any(o is None for _, o, _ in self.grad_places)
+        ):
+            return
+        if any(self.cells[k].kind != "handle" for k, _ in self.writes) or any(k < 0 for _, _, k in self.grad_places):
+            return
+        taken = dict(self.taken)
+        self.calm_outs = [(taken.get(number, -1), nbytes) for number, nbytes in enumerate(self.bound.outputs)]
+        places = [(o.place, k) for k, o in self.writes] + [(o.place, k) for _, o, k in self.grad_places if o is not None]
+        # Where the memory is the cell's own there is nothing left to do.
+        self.calm_writes = [(place, k) for place, k in places if (place, k) not in own or taken.get(place) != k]
+        self.everyone = set(self.exclusive)
+        self.may_be_calm = True
 
     # ------------------------------------------------------------------------------------------------------ replay
 
@@ -186,33 +243,43 @@ class Entry:
         Raises:
             Refused: when a kernel met bad data.
         """
-        if not self.reach.holds():
+        if self.fast is not None:
+            found = self.fast(tensors, floats)
+            if found is not SLOW:
+                return found
+        reach = self.reach
+        if not reach.holds():
             return MISS
+        if reach.version != self.version:
+            self.version = reach.version
+            self.fast = fast_replay(self, Refused, _busy)
         if self.written and not self.written_tensors.isdisjoint(map(id, tensors)):
             return MISS
-        lock = _busy.lock
-        lock.acquire()
+        me, busy = threading.get_ident(), _busy
         try:
-            holders = _busy.holders
-            while holders and not (holders.isdisjoint(self.watched) and holders.isdisjoint(self.written)):
-                _busy.changed.wait()
-            nodes = self._nodes(tensors)
+            with busy.lock:
+                while True:
+                    if self.written:
+                        busy.runs[me] = self.written
+                    nodes = self._nodes(tensors)
+                    if nodes is None or not busy.runs or not busy.meets(me, self):
+                        break
+                    del nodes
+                    busy.runs.pop(me, None)
+                    busy.waiting += 1
+                    busy.changed.wait(0.01)
+                    busy.waiting -= 1
             if nodes is None:
                 return MISS
             buffers = [n.buffer for n in nodes]
             if None in buffers:
                 buffers = [ev.buffer_of(n) for n in nodes]
-            if self.written:
-                holders.update(self.written)
-        finally:
-            lock.release()
-        try:
             return self._run(tensors, floats, nodes, buffers)
         finally:
             if self.written:
-                with lock:
-                    holders.difference_update(self.written)
-                    _busy.changed.notify_all()
+                busy.runs.pop(me, None)
+                if busy.waiting:
+                    busy.wake()
 
     def why(self) -> str:
         """What is no longer as it was when this was captured, in words."""
@@ -265,27 +332,46 @@ class Entry:
         return nodes
 
     def _alone(self, nodes: list[Node], buffers: list[Any]) -> set[int]:
-        """Cells whose value nobody but its holder has; see the counts at `_run`."""
+        """Cells whose value nobody but its holder has. A node is held by its holder, by ``nodes``, by the name ``n`` and by getrefcount; a
+        buffer by its node, by ``buffers`` and by getrefcount; a gradient's tensor by its accumulator, by the name ``g`` and by getrefcount."""
         alone = set()
         cells = self.cells
         for k in self.exclusive:
             n = nodes[k]
-            if getrefcount(n) > 4:
-                extra = 0
-                cell = cells[k]
-                if cell.kind == "storage":
-                    extra = sum([t._node is n for t in self.bases_of.get(id(cell.holder), ())])
-                if getrefcount(n) > 4 + extra:
+            cell = cells[k]
+            extra = 0
+            if cell.kind == "storage":
+                extra = sum([t._node is n for t in self.bases_of.get(id(cell.holder), ())])
+            elif cell.kind == "grad":
+                g = cell.holder.grad
+                if getrefcount(g) > 3 or g._alias is not None or g._fn is not None:
                     continue
-            if cells[k].kind == "grad" and getrefcount(cells[k].holder.grad) != 2:
-                continue  # somebody else has the gradient's tensor (it is held by its accumulator and by getrefcount)
-            if getrefcount(buffers[k]) == 3 and type(buffers[k]) is Buffer and buffers[k].capacity:
+            if getrefcount(n) > 4 + extra:
+                continue
+            if getrefcount(buffers[k]) == 3 and type(buffers[k]) is Buffer and buffers[k].owner is None:
                 alone.add(k)
         return alone
 
     def _run(self, tensors: list[Any], floats: list[float], nodes: list[Node], buffers: list[Any]) -> Any:
-        # A node is held by its holder, by `nodes`, by the name `n` and by getrefcount; a buffer by its node, by `buffers` and by getrefcount.
-        alone = self._alone(nodes, buffers) if self.exclusive else ()
+        calm = False
+        alone: Any = ()
+        if self.exclusive:
+            if self.may_be_calm:
+                # References are counted in C; only counts never seen with everything alone are looked into.
+                count = self.state_count
+                counts = (
+                    [*map(getrefcount, islice(nodes, count))],
+                    [*map(getrefcount, islice(buffers, count))],
+                    [getrefcount(owner.grad) for owner in self.grad_owners],
+                )
+                calm = counts == self.calm
+            if calm:
+                alone = self.everyone
+            else:
+                alone = self._alone(nodes, buffers)
+                if self.may_be_calm and alone == self.everyone:
+                    self.calm = counts
+                    calm = True
         draws: list[tuple[int, int]] = []
         if self.numbers is None:
             numbers = self.fixed
@@ -298,20 +384,20 @@ class Entry:
             except Exception:
                 self._give_back(draws)
                 return MISS
-        taken = {}
-        for number, k in self.taken:
-            if k in alone:
-                taken[number] = buffers[k]
+        assert numbers is not None
         outs = []
         if self.run is not None:
             if self.plain:
                 bases = [buffers[k].ptr for k in self.base_places]
             else:
                 bases = [buffers[k].ptr if k >= 0 else ptr for k, ptr in self.bases]
-            for number, nbytes in enumerate(self.bound.outputs):
-                b = taken.get(number)
-                if b is None:
-                    b = Buffer(nbytes)
+            if calm:
+                plan = self.calm_outs
+            else:
+                taken = {number: k for number, k in self.taken if k in alone}
+                plan = [(taken.get(number, -1), nbytes) for number, nbytes in enumerate(self.bound.outputs)]
+            for k, nbytes in plan:
+                b = Buffer(nbytes) if k < 0 else buffers[k]
                 outs.append(b)
                 bases.append(b.ptr)
             if self.has_status:
@@ -322,12 +408,22 @@ class Entry:
                 self._give_back(draws)
                 raise Refused
         made = _Values(self, nodes, buffers, outs, numbers, alone)
-        self._commit(made, tensors)
+        if calm:
+            for place, k in self.calm_writes:
+                nodes[k].buffer = outs[place]
+            if self.counts:
+                self._commit_counts(made)
+        else:
+            self._commit(made, tensors)
         if self.outer is not None:
             made.edge = self.outer.edge(made, tensors)
         if self.single:
             return self.results[0](made, tensors)
         return self.tree([r(made, tensors) for r in self.results])
+
+    def made_of(self, numbers: Any, buffers: Any) -> _Values:
+        """What makers of results other than new tensors need."""
+        return _Values(self, [], buffers, [], numbers, ())
 
     def _give_back(self, draws: list[tuple[int, int]]) -> None:
         for (generator, count), (seed, offset) in zip(self.draws, draws, strict=False):
@@ -349,6 +445,18 @@ class Entry:
                 self._put(cell.holder, n)
             else:
                 self._write_tensor(cell, n, tensors)
+        self._commit_counts(made)
+        for holder, output, k in self.grad_places:
+            owner = tensors[holder]._fn if type(holder) is int else holder
+            if output is None:
+                owner.grad = None
+            elif k in alone and output.kind == "out":
+                nodes[k].buffer = outs[output.place]
+            else:
+                owner.grad = new_tensor(made.node(output))
+
+    def _commit_counts(self, made: _Values) -> None:
+        """New values of tensors that hold a number, one node for all that hold the same."""
         shared: dict[int, Node] = {}
         for t, output in self.counts:
             n = shared.get(output.place)  # type: ignore[assignment]
@@ -358,20 +466,6 @@ class Entry:
                 t._node = n
             else:
                 self._put(t._alias.storage, n)
-        for holder, output, k in self.grad_places:
-            owner = tensors[holder]._fn if type(holder) is int else holder
-            if output is None:
-                owner.grad = None
-                continue
-            g = owner.grad
-            # The handle is held by its accumulator, by the name `g` and by getrefcount.
-            if g is not None and getrefcount(g) == 3 and g._alias is None and g._fn is None and not g.__dict__:
-                if k in alone and output.kind == "out":
-                    nodes[k].buffer = outs[output.place]
-                else:
-                    g._node = made.node(output)
-            else:
-                owner.grad = new_tensor(made.node(output))
 
     def _put(self, storage: Storage, n: Node) -> None:
         """A new version of a storage; its base tensors, where known and up to date, follow at once and let go of the old one."""
@@ -386,8 +480,10 @@ class Entry:
         """Write to an argument, or to a gradient that stays the same tensor, as an in-place operation does."""
         from cermet.frontend.core import write
 
-        t = tensors[cell.holder] if cell.kind == "arg" else (
-            tensors[cell.holder]._fn.grad if cell.kind == "arggrad" else cell.holder.grad
+        t = (
+            tensors[cell.holder]
+            if cell.kind == "arg"
+            else (tensors[cell.holder]._fn.grad if cell.kind == "arggrad" else cell.holder.grad)
         )
         if t._alias is None:
             t._node = n
@@ -403,9 +499,7 @@ class _Values:
 
     __slots__ = ("alone", "buffers", "edge", "entry", "nodes", "numbers", "outs")
 
-    def __init__(
-        self, entry: Entry, nodes: list[Node], buffers: list[Any], outs: list[Buffer], numbers: Any, alone: Any
-    ) -> None:
+    def __init__(self, entry: Entry, nodes: list[Node], buffers: list[Any], outs: list[Buffer], numbers: Any, alone: Any) -> None:
         self.entry = entry
         self.nodes = nodes
         self.buffers = buffers

@@ -155,7 +155,9 @@ class OuterGrad:
         for n in self.saved:
             if n.buffer is None:
                 become_leaf(n)
-        args = {id(f.before.get("_fn")): recorder.args[id(f.obj)] for f in recorder.outside.values() if id(f.obj) in recorder.args}
+        args = {
+            id(f.before.get("_fn")): recorder.args[id(f.obj)] for f in recorder.outside.values() if id(f.obj) in recorder.args
+        }
         self.edges = [(args.get(id(e)), e) for e in self.targets]
         self.call = _Named(tuple([m for _, _, m in self.roots]))
         self.run = None
@@ -323,7 +325,7 @@ class Compiled(GradFn):
             saved = tuple([_actual(n, nodes, numbers) for n in f.saved])
             made[id(f)] = GradFn(f.call, tuple([again(e) for e in f.edges]), saved, f.where)
         roots = [(again(e), g) for (_, e, _), g in zip(outer.roots, grads, strict=True) if g is not None]
-        found = run_backward(roots, wrap, True, [e for e in self.edges])
+        found = run_backward(roots, wrap, True, list(self.edges))
         return [found.get(e) for e in self.edges]
 
 

@@ -114,6 +114,7 @@ class Guard:
             else:
                 terms.append(f"len({name})" if c.kind == "length" else f"{name}.cell_contents")
         exec(f"def look(): return ({', '.join(terms)}{',' if terms else ''})", space)
+        self.version = 0
         self.look: Callable[[], tuple[Any, ...]] = space["look"]
         self._expect()
 
@@ -133,6 +134,7 @@ class Guard:
             return False
         if self.why():
             return False
+        self.version += 1  # equal values took the place of those that were there
         self._expect()
         return True
 

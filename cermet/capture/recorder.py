@@ -265,11 +265,8 @@ class Recorder:
                 f"the state of a random generator is read or set at {describe_location(user_location())}, inside a compiled function: "
                 "that would happen once, not in each call. Do it outside"
             )
-        for number, (known, _, _) in enumerate(self.draws):
-            if known is generator:
-                break
-        else:
-            number = len(self.draws)
+        number = next((k for k, d in enumerate(self.draws) if d[0] is generator), len(self.draws))
+        if number == len(self.draws):
             self.draws.append([generator, 0, generator.state_numbers()])
         found = self.draws[number]
         seed, offset = found[2]

@@ -85,7 +85,9 @@ def verified(compiled: Any, entry: Entry, args: Any, kwargs: Any, leaves: Any) -
         _compare(a, b, f"result {k}")
     values = state.values()
     if len(values) != len(after) or draws != [g.state() for g, _ in state.draws]:
-        raise CaptureError("the replay of a compiled function left other gradients, or drew other random numbers, than the function")
+        raise CaptureError(
+            "the replay of a compiled function left other gradients, or drew other random numbers, than the function"
+        )
     for k, (a, b) in enumerate(zip(after, values, strict=True)):
         _compare(a, b, f"tensor {k} of those it writes to")
     return ordinary

@@ -19,12 +19,13 @@ from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cache
 from math import gcd
-from operator import floordiv, itemgetter, mod
+from operator import itemgetter
 from typing import Any
+
+from cermet.graph.formulas import LEAST, OPERATIONS, Formulas, Terms, value_of
 
 __all__ = [
     "Coincidence",
-    "Formulas",
     "Refused",
     "Size",
     "Trace",
@@ -37,11 +38,7 @@ __all__ = [
     "tracing",
 ]
 
-LEAST = 2  # unknowns are at least this: 0 and 1 are decided apart, since so much depends on them
 MOST_GUARDS = 20_000
-
-Terms = tuple[tuple[tuple[int, ...], int], ...]
-"""A polynomial: (unknowns multiplied, in order; factor) for each term, in order."""
 
 
 class Refused(Exception):
@@ -82,18 +79,13 @@ def has_letters(x: Any) -> bool:
     if kind is Size:
         return True
     if kind is tuple:
-        for e in x:
-            if has_letters(e):
-                return True
-        return False
-    for name in _fields_of(kind):
-        if has_letters(getattr(x, name)):
-            return True
-    return False
+        return any(map(has_letters, x))
+    names = _fields_of(kind)
+    return bool(names) and any(has_letters(getattr(x, name)) for name in names)
 
 
 @cache
-def _fields_of(kind: type) -> tuple[str, ...]:
+def _fields_of(kind: Any) -> tuple[str, ...]:
     """Names of a dataclass's fields; none of anything else."""
     return tuple([f.name for f in fields(kind)]) if is_dataclass(kind) else ()
 
@@ -310,7 +302,6 @@ def _with_float(op: str, a: Size, b: float) -> Any:
             "r//": lambda: b // n, "%": lambda: n % b, "r%": lambda: b % n}.get(op, lambda: _FLOAT[op](n, b))()  # fmt: skip
 
 
-_OPERATIONS: dict[str, Callable[[int, int], int]] = {"//": floordiv, "%": mod, "max": max}
 _FLOAT: dict[str, Callable[[Any, Any], bool]] = {
     "==": lambda x, y: bool(x == y), "<": lambda x, y: bool(x < y), "<=": lambda x, y: bool(x <= y),
     ">": lambda x, y: bool(x > y), ">=": lambda x, y: bool(x >= y),
@@ -493,7 +484,7 @@ class Trace:
             return key[0][1]
         found = self._sizes.get(key)
         if found is None:
-            value = _value(key, self.values)
+            value = value_of(key, self.values)
             found = self._sizes[key] = Size(self, key, value, self._bound(key, 0), self._bound(key, 1))
         return found
 
@@ -532,7 +523,7 @@ class Trace:
                 low = 0
                 high = a // b.low if type(a) is int else None
             self.atoms.append((op, _terms(a), _terms(b)))
-            self.values.append(_OPERATIONS[op](x, y))
+            self.values.append(OPERATIONS[op](x, y))
             self.bounds.append((low, high))
             found = self._atoms[key] = self.make({(len(self.values) - 1,): 1})
         return found
@@ -579,53 +570,3 @@ def _place() -> str:
     while f is not None and f.f_code.co_filename == __file__:
         f = f.f_back
     return "" if f is None else f"at {f.f_code.co_filename}:{f.f_lineno} in {f.f_code.co_name}"
-
-
-def _value(terms: Terms, values: Sequence[int]) -> int:
-    total = 0
-    for m, c in terms:
-        for v in m:
-            c *= values[v]
-        total += c
-    return total
-
-
-class Formulas:
-    """Guards and wanted numbers of a finished trace; holds no Size."""
-
-    __slots__ = ("_atoms", "_bounds", "_guards", "_wanted")
-
-    def __init__(self, bounds: list[bool], atoms: Any, guards: Any, wanted: Any) -> None:
-        self._bounds = bounds
-        self._atoms = list(atoms)
-        self._guards = list(guards)
-        self._wanted = list(wanted)
-
-    def __call__(self, unknowns: Sequence[int]) -> list[int] | None:
-        """The wanted numbers for other values of the unknowns, or None where a guard does not hold."""
-        for v, bounded in zip(unknowns, self._bounds, strict=True):
-            if bounded and v < LEAST:
-                return None
-        values = list(unknowns)
-        for op, a, b in self._atoms:
-            y = _value(b, values)
-            if y == 0 and op != "max":
-                return None
-            values.append(_OPERATIONS[op](_value(a, values), y))
-        for terms, relation in self._guards:
-            d = _value(terms, values)
-            if relation == "==":
-                holds = d == 0
-            elif relation == "!=":
-                holds = d != 0
-            else:
-                holds = d < 0 if relation == "<" else d >= 0
-            if not holds:
-                return None
-        return [_value(terms, values) for terms in self._wanted]
-
-    def __repr__(self) -> str:
-        return (
-            f"<{len(self._wanted)} numbers of {len(self._bounds)} unknowns, {len(self._atoms)} quotients, "
-            f"{len(self._guards)} guards>"
-        )

@@ -17,8 +17,6 @@ import itertools
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from operator import itemgetter
 from typing import Any
 
 from cermet import config
@@ -28,10 +26,11 @@ from cermet.compiler.llvm.jit import Request, compile_many
 from cermet.compiler.schedule.hand import Call as Planning
 from cermet.compiler.schedule.hand import Origin, TempSpace
 from cermet.graph import node as graph
-from cermet.graph.node import Call, Meta, Node, meta
-from cermet.graph.sizes import Coincidence, Formulas, Refused, Size, Trace, concrete, recipe
-from cermet.ops.define import REGISTRY, getitem
-from cermet.ops.leaf import item
+from cermet.graph.node import Call, Meta, Node
+from cermet.graph.formulas import Formulas
+from cermet.graph.sizes import Coincidence, Refused, Size, Trace, recipe
+from cermet.lazy.outline import Mirror, Pattern, structure_of
+from cermet.ops.define import REGISTRY
 from cermet.runtime.program import Program
 
 __all__ = ["Planned", "Template", "clear_templates", "counters", "find", "structure_of"]
@@ -56,82 +55,6 @@ def clear_templates() -> None:
     """Forget all templates."""
     with _lock:
         _structures.clear()
-
-
-# ------------------------------------------------------------------------------------------- structure and numbers
-
-_shapes: dict[Any, int] = {}
-_shape_ids = itertools.count(1)
-
-
-def _outline(call: Call) -> tuple[int, tuple[int, ...]]:
-    """A number for the call without its integers, and the integers, in the order in which `_refilled` takes them."""
-    found = call.outline
-    if found is None:
-        numbers: list[int] = []
-        key = (call.op.name, tuple([_without_numbers(a, numbers) for a in call.attrs]))
-        number = _shapes.get(key)
-        if number is None:
-            if len(_shapes) > 100_000:  # bounded; what is forgotten costs a planning
-                _shapes.clear()
-            number = _shapes.setdefault(key, next(_shape_ids))
-        found = call.outline = (number, tuple(numbers))
-    return found
-
-
-def _without_numbers(a: Any, numbers: list[int]) -> Any:
-    kind = type(a)
-    if kind is int:
-        numbers.append(a)
-        return int
-    if kind is tuple:
-        return tuple([_without_numbers(x, numbers) for x in a])
-    if kind is Meta:
-        numbers.extend(a.shape)
-        return (Meta, a.ndim, a.dtype, a.device)
-    if kind is Call:
-        for m in a.inputs:
-            numbers.extend(m.shape)
-        inner = tuple([_without_numbers(x, numbers) for x in a.attrs])
-        return (Call, a.op.name, inner, tuple([(m.ndim, m.dtype, m.device) for m in a.inputs]))
-    if kind is float:
-        return (float, a.hex())
-    return (kind, a)
-
-
-def _refilled(a: Any, numbers: Iterator[Any]) -> Any:
-    """An attribute with other numbers in place of its integers."""
-    kind = type(a)
-    if kind is int:
-        return next(numbers)
-    if kind is tuple:
-        return tuple([_refilled(x, numbers) for x in a])
-    if kind is Meta:
-        return meta(tuple([next(numbers) for _ in a.shape]), a.dtype, a.device)
-    if kind is Call:
-        metas = tuple([meta(tuple([next(numbers) for _ in m.shape]), m.dtype, m.device) for m in a.inputs])
-        return a.op.call_for(tuple([_refilled(x, numbers) for x in a.attrs]), metas)
-    return a
-
-
-def structure_of(nodes: Sequence[Node], leaves: Sequence[Node], key: tuple[int, ...], held: Any) -> tuple[Any, list[int]]:
-    """A recording's structure, and its numbers. ``key`` is the tape's."""
-    outlines = [_outline(n.call) for n in leaves]
-    outlines += [_outline(n.call) for n in nodes]
-    numbers: list[int] = []
-    for _, own in outlines:
-        numbers.extend(own)
-    return (tuple([number for number, _ in outlines]), _links(nodes, key), tuple(held)), numbers
-
-
-def _links(nodes: Sequence[Node], key: tuple[int, ...]) -> tuple[int, ...]:
-    """The tape's key without the calls: who feeds whom."""
-    out = list(key)
-    k = 0
-    for n in nodes:
-        out[k] = 0
-        k += 1 + len(n.inputs)
-    return tuple(out)
 
 
 class _Structure:
@@ -185,16 +108,23 @@ def find(tape: Any, nodes: list[Node], held: list[bool], plan: Any, log: bool) -
 
 
 def _traced(
-    known: _Structure, tape: Any, nodes: list[Node], leaves: list[Node], held: list[bool], seen: list[list[int]], plan: Any, log: bool
+    known: _Structure,
+    tape: Any,
+    nodes: list[Node],
+    leaves: list[Node],
+    held: list[bool],
+    seen: list[list[int]],
+    plan: Any,
+    log: bool,
 ) -> Any:
     """Plan with letters; keeps the template. None where that was refused."""
     numbers = seen[-1]
-    pattern = _Pattern(seen)
+    pattern = Pattern(seen)
     trace = Trace(pattern.first)
     before = [(op.calls, len(op.calls)) for op in REGISTRY.values()], len(graph._METAS)
     try:
         with trace.active():
-            mirror = _Mirror(tape, nodes, leaves, pattern.filled(numbers, trace.unknowns))
+            mirror = Mirror(tape, nodes, leaves, pattern.filled(numbers, trace.unknowns))
             template = Template(trace, pattern, plan(mirror, mirror.nodes, held), mirror)
             compiled = template.compiled(numbers)
         if compiled is None:
@@ -205,7 +135,9 @@ def _traced(
             known.refusals += not isinstance(problem, Coincidence)
             _counts["templates_refused"] += 1
         if log:
-            print(f"cermet: no template for a program of {len(nodes)} nodes: {type(problem).__name__}: {problem}", file=sys.stderr)
+            print(
+                f"cermet: no template for a program of {len(nodes)} nodes: {type(problem).__name__}: {problem}", file=sys.stderr
+            )
         return None
     finally:
         _forget_letters(*before)
@@ -220,13 +152,19 @@ def _traced(
 def _forget_letters(calls: list[tuple[dict[Any, Call], int]], metas: int) -> None:
     """Take what was interned with letters in it out of the shared tables."""
     for table, before in calls:
-        for key in list(itertools.islice(reversed(table), max(0, len(table) - before))):
+        for key in _latest(table, before):
             found = table.get(key)
             if found is not None and _has_letters(found):
                 table.pop(key, None)
-    for key in list(itertools.islice(reversed(graph._METAS), max(0, len(graph._METAS) - metas))):
+    for key in _latest(graph._METAS, metas):
         if any(type(s) is Size for s in key[0]):
             graph._METAS.pop(key, None)
+
+
+def _latest(table: dict[Any, Any], before: int) -> list[Any]:
+    """The keys that came after the table had so many; all where it was cleared meanwhile."""
+    count = len(table) - before
+    return list(itertools.islice(reversed(table), count if count >= 0 else len(table)))
 
 
 def _has_letters(call: Call) -> bool:
@@ -243,113 +181,6 @@ def _has_letters(call: Call) -> bool:
         elif kind is Call:
             stack.extend((x.attrs, x.inputs))
     return False
-
-
-class _Pattern:
-    """Which numbers differ between the recordings seen, and which of them go together.
-
-    Attributes:
-        first: values of the unknowns in the last recording.
-    """
-
-    def __init__(self, seen: list[list[int]]) -> None:
-        rows = list(zip(*seen, strict=True))
-        self.constant = [k for k, row in enumerate(rows) if row.count(row[0]) == len(row)]
-        last = seen[-1]
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for k, row in enumerate(rows):
-            if row.count(row[0]) != len(row):
-                groups.setdefault(row, []).append(k)
-        self.first: list[int] = []
-        self.unknown: list[int] = []  # a position for each unknown
-        self.rules: list[tuple[list[int], int, int, int]] = []  # (positions, unknown, factor, summand)
-        bases: list[tuple[int, ...]] = []
-        for row in sorted(groups, key=lambda row: (tuple(map(abs, row)), row)):
-            number, factor, summand = _relation(row, bases)
-            if number < 0:
-                number = len(bases)
-                bases.append(row)
-                self.first.append(row[-1])
-                self.unknown.append(groups[row][0])
-            self.rules.append((groups[row], number, factor, summand))
-        self._constant_of = itemgetter(*self.constant) if len(self.constant) > 1 else lambda numbers: None
-        self._constants = self._constant_of(last)
-        if len(self.constant) == 1:
-            self.rules.append((self.constant, -1, 0, last[self.constant[0]]))
-
-    def match(self, numbers: list[int]) -> list[int] | None:
-        """The unknowns for a recording's numbers, or None where they are not of this pattern."""
-        if self._constant_of(numbers) != self._constants:
-            return None
-        unknowns = [numbers[k] for k in self.unknown]
-        for positions, number, factor, summand in self.rules:
-            value = unknowns[number] * factor + summand
-            for k in positions:
-                if numbers[k] != value:
-                    return None
-        return unknowns
-
-    def filled(self, numbers: list[int], unknowns: list[Any]) -> list[Any]:
-        """The numbers, with letters where they differ."""
-        out: list[Any] = list(numbers)
-        for positions, number, factor, summand in self.rules:
-            if number >= 0:
-                value = unknowns[number] * factor + summand
-                for k in positions:
-                    out[k] = value
-        return out
-
-
-def _relation(row: tuple[int, ...], bases: list[tuple[int, ...]]) -> tuple[int, int, int]:
-    """(unknown, factor, summand) where a row of values is that of an unknown times a factor, or plus a summand; else unknown -1."""
-    for number, base in enumerate(bases):
-        if base[0] and row[0] % base[0] == 0:
-            factor = row[0] // base[0]
-            if factor and all(r == b * factor for r, b in zip(row, base, strict=True)):
-                return number, factor, 0
-        summand = row[0] - base[0]
-        if all(r == b + summand for r, b in zip(row, base, strict=True)):
-            return number, 1, summand
-    return -1, 1, 0
-
-
-class _Mirror:
-    """A recording once more, with letters in it: what the planner is given. Stands where a tape stands.
-
-    Attributes:
-        leaves: mirrored leaf -> number, as on the tape. nodes: mirrored nodes, in order.
-    """
-
-    def __init__(self, tape: Any, nodes: list[Node], leaves: list[Node], numbers: list[Any]) -> None:
-        it = iter(numbers)
-        self.calls: dict[Any, Call] = {}
-        twin: dict[Node, Node] = {}
-        self.leaves: dict[Node, int] = {}
-        for leaf in leaves:
-            twin[leaf] = copy = Node(self._call(leaf.call, it, ()), (), leaf.buffer)
-            self.leaves[copy] = tape.leaves[leaf]
-        self.nodes: list[Node] = []
-        for n in nodes:
-            inputs = tuple([twin[i] for i in n.inputs])
-            if n.call.op is item:
-                index = next(it)
-                copy = getitem(inputs[0], index)
-            else:
-                copy = Node(self._call(n.call, it, tuple([i.meta for i in inputs])), inputs)
-            if tuple(map(concrete, copy.meta.shape)) != n.meta.shape or copy.meta.dtype is not n.meta.dtype:
-                raise Refused(f"the shape of {n.call.op.name} is not a function of the sizes in its record")
-            copy.pos, copy.where = n.pos, n.where
-            twin[n] = copy
-            self.nodes.append(copy)
-
-    def _call(self, call: Call, it: Iterator[Any], metas: tuple[Meta, ...]) -> Call:
-        own = tuple([next(it) for _ in _outline(call)[1]])
-        key = (call.id, own, metas)
-        found = self.calls.get(key)
-        if found is None:
-            numbers = iter(own)
-            found = self.calls[key] = call.op.call_for(tuple([_refilled(a, numbers) for a in call.attrs]), metas)
-        return found
 
 
 # ------------------------------------------------------------------------------------------------------ templates
@@ -429,7 +260,7 @@ class Template:
     __slots__ = ("_bases", "_compiled", "_formulas", "_kinds", "_numbers", "_outputs", "_pattern", "_places", "_results", "_units", "_uses",
                  "_values")  # fmt: skip
 
-    def __init__(self, trace: Trace, pattern: _Pattern, planned: Planned, mirror: _Mirror) -> None:
+    def __init__(self, trace: Trace, pattern: Pattern, planned: Planned, mirror: Mirror) -> None:
         self._pattern = pattern
         self._compiled = planned.compiled.again()
         self._kinds = planned.kinds
@@ -448,7 +279,9 @@ class Template:
             before = call.origin
         # Who may take over whose memory: outputs by number, and leaves by number with the references that the recording makes.
         leaves = len(planned.compiled.leaves)
-        self._results = {self._value(n, planned): planned.base_of[n] - leaves - 1 for n in planned.schedule.outputs if n.buffer is None}
+        self._results = {
+            self._value(n, planned): planned.base_of[n] - leaves - 1 for n in planned.schedule.outputs if n.buffer is None
+        }
         self._uses = {
             v: (-1 - mirror.leaves[n], planned.uses.get(n, 0)) for n, v in self._values.items() if n in mirror.leaves
         }  # fmt: skip
@@ -484,8 +317,8 @@ class Template:
             raise Refused("a launch has no blocks")
         row = [code.address, 0, 0, len(call.args)]
         out = _Launch([], inplace, row, (call.name, code), self._number(call.scratch))
-        for place, x in ((1, call.blocks), (2, call.grain)):
-            self._write(out, place, x)
+        self._write(out, 1, call.blocks)
+        self._write(out, 2, call.grain)
         for arg in call.args:
             kind = arg[0]
             tag, number, value = self._argument(arg, planned)
@@ -588,17 +421,13 @@ def _planned_again(family: _Family, found: list[int]) -> list[_Launch]:
         row = [0, launch.blocks, launch.grain, len(launch.args)]
         made = _Launch([], (), row, (family.origin.name, Request(launch.key, launch.build, launch.entry)), launch.scratch)
         for a in launch.args:
-            kind = type(a)
-            if kind is int:
+            if isinstance(a, int):
                 row.extend((Program.INT, a))
                 continue
-            if kind is Temp:
+            if isinstance(a, Temp):
                 made.args.append(("temp", spaces[a.index]))
                 made.moved.append((len(row) + 1, spaces[a.index], a.byte_offset))
                 row.extend((Program.ARENA, 0))
-                continue
-            if kind is not Operand:
-                row.extend((Program.INT, int(a)))
                 continue
             tag, number, value = bound.get(a.name, (Program.INT, 0, None))
             if value is not None:

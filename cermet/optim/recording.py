@@ -18,6 +18,7 @@ from cermet.ops.define import OpDef, getitem
 
 __all__ = ["put", "record_rule", "record_updates"]
 
+_new = object.__new__
 _picks: dict[Call, tuple[Call, ...]] = {}  # an update's call -> the calls that pick its results
 
 
@@ -57,13 +58,24 @@ def record_updates(
                 _picks.clear()
             picks = _picks[call] = tuple([getitem(node, i).call for i in range(len(call.outs))])
         made = (node,)
+        key, pending, pos = tape.key, tape.nodes, node.pos
         for t, pick in zip(kept, picks, strict=True):
-            result = record(tape, pick, made, where)
+            # `record`, for an input that was recorded just now: most nodes of a step are made here.
+            key += (pick.id, pos)
+            result = _new(Node)
+            result.call = pick
+            result.inputs = made
+            m = result.meta = pick.meta
+            result.buffer = None
+            result.epoch = node.epoch
+            result.pos = len(pending)
+            result.where = where
+            pending.append(result)
+            tape.nbytes += m.nbytes
             if t._alias is None:
                 t._node = result
             else:
                 put(t, result)
-            tape.nbytes += pick.meta.nbytes
     if node is not None:
         on_recorded(tape, node)
 

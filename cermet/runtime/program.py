@@ -135,13 +135,13 @@ class Program:
     """
 
     __slots__ = (
+        "_launches",
+        "_owners",
         "_pack",
         "_parallel",
         "_run_bytes",
         "_scratch",
         "_table",
-        "_launches",
-        "_owners",
         "_table_ptr",
         "arena_bytes",
         "num_bases",

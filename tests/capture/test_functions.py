@@ -625,7 +625,7 @@ def test_threads() -> None:
             with ct.no_grad():
                 for k in range(start, len(inputs), 4):
                     got[k] = bits(f(inputs[k]))
-        except BaseException as e:  # noqa: BLE001
+        except BaseException as e:
             errors.append(e)
 
     threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
@@ -651,7 +651,7 @@ def test_threads_that_train_one_state() -> None:
         try:
             for _ in range(50):
                 assert add(ct.ones(64)).tolist()[0] == 2
-        except BaseException as e:  # noqa: BLE001
+        except BaseException as e:
             errors.append(e)
 
     threads = [threading.Thread(target=work) for _ in range(4)]

@@ -264,7 +264,9 @@ def test_loading_state_is_seen() -> None:
     data = batches(10)
     for x, y in data[:4]:
         pair.call(x, y)
-    saved = [(copy.deepcopy(m.state_dict()), copy.deepcopy(o.state_dict())) for m, o in zip(pair.models, pair.optimizers, strict=True)]
+    saved = [
+        (copy.deepcopy(m.state_dict()), copy.deepcopy(o.state_dict())) for m, o in zip(pair.models, pair.optimizers, strict=True)
+    ]
     for x, y in data[4:7]:
         pair.call(x, y)
     for m, o, (a, b) in zip(pair.models, pair.optimizers, saved, strict=True):

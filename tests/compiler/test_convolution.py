@@ -235,6 +235,25 @@ def test_epilogue(direction: Any, n: int, c: int, size: int, o: int, kernel: int
         plan("weight_grad", spec, host(), epilogue, [Operand("bias"), Operand("residual")])
 
 
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "n", "c", "size", "kernel", "stride", "padding", "dilation"),
+    [
+        (dt.float32, 2, 24, (14, 56), (3, 3), (1, 1), (1, 1), (1, 1)),
+        (dt.float32, 3, 19, (13, 17), (3, 3), (2, 2), (1, 1), (1, 1)),
+        (dt.float32, 1, 8, (9, 11), (5, 3), (1, 1), (4, 0), (2, 3)),
+        (dt.float32, 2, 33, (7, 7), (7, 7), (1, 1), (3, 3), (1, 1)),
+        (dt.float32, 2, 16, (12, 40), (2, 9), (1, 1), (0, 9), (1, 1)),  # more taps than are unrolled, padding beyond the kernel
+        (dt.float64, 2, 12, (6, 7), (3, 3), (1, 2), (1, 0), (1, 2)),
+        (dt.bfloat16, 2, 16, (8, 9), (3, 3), (1, 1), (1, 1), (1, 1)),
+    ],
+)
+def test_depthwise(
+    dtype: dt.DType, n: int, c: int, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, last: bool
+) -> None:
+    check(*make(dtype, n, c, c, size, kernel, stride, padding, dilation, groups=c, last=(last, False, last)))
+
+
 @pytest.mark.parametrize("outputs", [4, 2, 0])
 @pytest.mark.parametrize(
     ("dtype", "n", "c", "o", "size", "padding", "last"),

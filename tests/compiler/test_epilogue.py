@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cermet as ct
-from cermet.compiler import compile as compiler
+from cermet.compiler import build
 from cermet.nn import functional as F
 
 _rng = np.random.default_rng(0)
@@ -23,14 +23,14 @@ def numbers(*shape: int) -> np.ndarray:
 def fused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many epilogues each program planned from now on has."""
     found: list[int] = []
-    original = compiler.find_epilogues
+    original = build.find_epilogues
 
     def counting(*args: Any) -> Any:
         out = original(*args)
         found.append(len(out))
         return out
 
-    monkeypatch.setattr(compiler, "find_epilogues", counting)
+    monkeypatch.setattr(build, "find_epilogues", counting)
     return found
 
 

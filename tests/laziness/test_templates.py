@@ -36,7 +36,13 @@ def launches(compiled: Any) -> list[Any]:
             if isinstance(a, Pointer):
                 k = a.base - 1
                 leaf = 0 <= k < len(compiled.leaves)
-                args.append(("leaf" if leaf else "base", compiled.leaves[k] if leaf else a.base - len(compiled.leaves) * (k >= 0), a.offset))
+                args.append(
+                    (
+                        "leaf" if leaf else "base",
+                        compiled.leaves[k] if leaf else a.base - len(compiled.leaves) * (k >= 0),
+                        a.offset,
+                    )
+                )
             elif isinstance(a, ScalarArg):
                 args.append(("scalar", compiled.scalars[a.index]))
             else:
@@ -101,7 +107,9 @@ def rows(n: int, m: int) -> list[Any]:
 
 def means(n: int, m: int) -> list[Any]:
     x = leaf(n, m)
-    return arrays(x.mean(), x.mean(0), x.var(1), x.std(0, correction=0), F.mse_loss(x, x * 0.5), F.l1_loss(x, x * 2, reduction="sum"))
+    return arrays(
+        x.mean(), x.mean(0), x.var(1), x.std(0, correction=0), F.mse_loss(x, x * 0.5), F.l1_loss(x, x * 2, reduction="sum")
+    )
 
 
 def products(n: int, m: int) -> list[Any]:
@@ -285,7 +293,12 @@ def test_templates_are_bounded_and_let_go_of_letters() -> None:
 
 @given(
     st.lists(st.integers(2, 300), min_size=2, max_size=2),
-    st.lists(st.tuples(st.sampled_from(["+", "-", "*", "//", "%", "r-", "r//", "r%", "neg", "max"]), st.integers(-9, 40), st.booleans()), max_size=7),
+    st.lists(
+        st.tuples(
+            st.sampled_from(["+", "-", "*", "//", "%", "r-", "r//", "r%", "neg", "max"]), st.integers(-9, 40), st.booleans()
+        ),
+        max_size=7,
+    ),
     st.lists(st.integers(2, 300), min_size=2, max_size=2),
 )
 def test_formulas_compute_what_ints_do(first: list[int], steps: Any, second: list[int]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from cermet.compiler.kernels.attention_backward import BACKWARD_PARAMS, Backward, backward_module
 from cermet.compiler.kernels.attention_forward import FORWARD_PARAMS, Forward, forward_module
 from cermet.compiler.kernels.attention_parts import Mask, attention_tile, space
+from cermet.compiler.kernels.attention_rows import ROWS_PARAMS, Rows, rows_module
 from cermet.compiler.kernels.finish import Output
 from cermet.compiler.kernels.irtools import accumulator, batch_strides, rounded_up
 from cermet.compiler.kernels.plan import Arg, KernelLaunch, Operand, Plan, Temp
@@ -112,6 +113,8 @@ def _conflicts(stride: int, rows: int, size: int) -> bool:
 
 
 _GRAIN_FLOPS = 1 << 20
+FEW = 4  # queries up to which features are in the lanes, not queries
+ROW_KEYS = 1024
 QUERIES = 64
 KEYS = 192
 
@@ -132,6 +135,8 @@ def plan_forward(spec: AttentionSpec, target: Any) -> Plan:
     tile = attention_tile(target, acc)
     rows, keys = _even(spec.l, QUERIES, tile.nr), _even(max(spec.s, 1), KEYS, tile.mr)
     mask = _mask(spec)
+    if spec.l <= FEW and spec.unit("k", spec.e) and spec.unit("v", spec.ev):
+        return _plan_rows(spec, target, mask)
     narrow = spec.dtype is not acc
     unit = {n: spec.unit(n, c) for n, c in (("q", spec.e), ("k", spec.e), ("v", spec.ev), ("out", spec.ev))}
     copy_v = narrow or not unit["v"] or _conflicts(spec.of("v")[-2], keys, acc.itemsize)
@@ -161,6 +166,26 @@ def plan_forward(spec: AttentionSpec, target: Any) -> Plan:
         _launch(
             target, "attention", lambda: forward_module(target, variant), variant.key, FORWARD_PARAMS, values,
             blocks=blocks, scratch=total * acc.itemsize, grain=max(1, _GRAIN_FLOPS * blocks // max(flops, 1)), flops=flops,
+        )
+    ])  # fmt: skip
+
+
+def _plan_rows(spec: AttentionSpec, target: Any, mask: Mask | None) -> Plan:
+    """The forward pass of few queries, each on its own."""
+    acc = accumulator(spec.dtype)
+    lanes = target.lanes(acc.itemsize)
+    variant = Rows(spec.dtype, lanes, spec.causal, mask, spec.dims)
+    keys = min(ROW_KEYS, rounded_up(max(spec.s, 1), lanes))
+    places, total = space(spec.e, keys + lanes, spec.ev)
+    values: dict[str, Arg] = {p: 0 for p in ROWS_PARAMS}
+    values.update(_operands(spec, ["q", "k", "v", "out"] + (["mask"] if mask else [])))
+    values.update(zip(("at_q", "at_s", "at_o"), places, strict=True))
+    values.update(lse=Operand("lse"), scale=_bits(spec.scale), keys=keys)
+    flops, blocks = spec.flops(2), spec.count * spec.l
+    return Plan([
+        _launch(
+            target, "attention_rows", lambda: rows_module(target, variant), variant.key, ROWS_PARAMS, values,
+            blocks=blocks, scratch=total * acc.itemsize, grain=max(1, _GRAIN_FLOPS // 4 * blocks // max(flops, 1)), flops=flops,
         )
     ])  # fmt: skip
 

@@ -7,7 +7,7 @@ reading) has few values, chosen by coarse classes of shape: a new batch size fin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import gcd
 from typing import Any
@@ -16,7 +16,7 @@ from cermet.compiler.kernels.irtools import accumulator, rounded_up
 from cermet.compiler.kernels.microkernel import Tile
 from cermet.dtypes import DType
 
-__all__ = ["Blocking", "SkinnyBlocking", "choose", "choose_skinny", "choose_tile"]
+__all__ = ["Blocking", "SkinnyBlocking", "alternatives", "choose", "choose_skinny", "choose_tile"]
 
 # A matrix-vector product is divided until it has this many blocks.
 _SKINNY_BLOCKS = 16
@@ -143,6 +143,19 @@ def choose(
         cost, mc, nc, k_part = _divide(target, tile, (m, n, k), batch, kc, widest, pack_a, pack_b, read_b)
         found.append((cost, Blocking(tile, read_a, read_b, mc, nc, min(kc, k_part), k_part)))
     return min(found, key=lambda f: f[0])
+
+
+def alternatives(target: Any, b: Blocking, m: int, n: int) -> list[Blocking]:
+    """Schedules that divide rows and columns otherwise than ``b``, for measuring. Sums are split as in ``b``, so bits are the same."""
+    m_panels, n_panels = -(-m // b.tile.mr), -(-n // b.tile.nr)
+    tallest = max(b.mc // b.tile.mr, _l2_values(target, b.tile.acc.itemsize) * 4 // 3 // (b.kc * b.tile.mr))
+    rows, columns = -(-m_panels // (b.mc // b.tile.mr)), -(-n_panels // (b.nc // b.tile.nr))
+    tall = [i for i in {max(1, rows // 2), rows, rows + 1, rows * 2, rows * 4} if -(-m_panels // tallest) <= i <= m_panels]
+    wide = [j for j in {max(1, columns // 2), columns, columns + 1, columns * 2} if j <= n_panels and b.tile.nr * -(-n_panels // j) <= 1024]
+    if b.read_b == "packed":
+        tall = [rows]
+    found = {replace(b, mc=-(-m_panels // i) * b.tile.mr, nc=-(-n_panels // j) * b.tile.nr) for i in tall for j in wide}
+    return sorted(found - {b}, key=lambda c: (c.mc, c.nc))
 
 
 def _divide(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
-from cermet.compiler.kernels import blocking
+from cermet.compiler.kernels import blocking, tuned
 from cermet.compiler.kernels.blocking import Blocking
 from cermet.compiler.kernels.finish import Epilogue, Output
 from cermet.compiler.kernels.gemm import GEMM_PARAMS, Variant, gemm_module
@@ -156,7 +157,47 @@ def plan(spec: ContractionSpec, target: Any, epilogue: Epilogue | None = None, e
     s = problem.spec
     if s.m == 1 and problem.unit_b != "any":
         return _skinny(problem)
-    return _general(*_cheaper(problem))
+    return _general(*_chosen(problem))
+
+
+def _chosen(p: _Problem) -> tuple[_Problem, Blocking]:
+    """The problem as it is best computed: what was measured for it, or else what the cost model says."""
+    known = tuned.choice(_FAMILY, p.target, lambda: _name(p))
+    ours = _cheaper(p)
+    if tuned.is_collecting():
+        _ask(p, *ours)
+    if known is None:
+        return ours
+    turned, *blocks = known
+    made = replace(ours[1], mc=blocks[0], nc=blocks[1])
+    return ours if bool(turned) != ours[0].turned else (ours[0], made)
+
+
+_FAMILY = "contraction"
+
+
+def _name(p: _Problem) -> str:
+    s = p.spec
+    return (
+        f"{s.dtype_a.name} {s.dtype_out.name} {s.m}x{s.n}x{s.k} {s.batch} {s.strides_a} {s.strides_b} {s.strides_out}"
+        f" {'plain' if p.epilogue is None else 'epilogue'}"
+    )
+
+
+def _ask(p: _Problem, ours: _Problem, b: Blocking) -> None:
+    """Other divisions into blocks of the same sums, to be measured. An epilogue is left out of that: its operands are not known here."""
+    s = p.spec
+    strides = {p.a.name: (s.strides_a, (s.m, s.k)), p.b.name: (s.strides_b, (s.k, s.n)), "out": (s.strides_out, (s.m, s.n))}
+    buffers = {}
+    for name, (steps, last) in strides.items():
+        if min(steps) < 0:
+            return
+        size = s.dtype_out.itemsize if name == "out" else s.dtype_a.itemsize
+        buffers[name] = (1 + sum((n - 1) * t for n, t in zip((*s.batch, *last), steps, strict=True))) * size
+    plain = replace(ours, epilogue=None, epilogue_args=())
+    made = [b, *blocking.alternatives(p.target, b, ours.spec.m, ours.spec.n)]
+    candidates = [tuned.Candidate([int(ours.turned), c.mc, c.nc], partial(_general, plain, c)) for c in made]
+    tuned.ask(tuned.Question(_FAMILY, _name(p), p.target, buffers, candidates))
 
 
 def _cheaper(p: _Problem) -> tuple[_Problem, Blocking]:

@@ -149,8 +149,8 @@ class Maker:
         ):  # short rows, one behind the other
             columns = width = columns * outer[-1][0]
             outer[-1] = (1, 0, 0)
-        transposing = "in" if from_x == 1 and to_c == 1 else "out" if from_c == 1 and to_x == 1 else ""
-        kernel = Relayout(src.dtype, dst.dtype, self.rank, self.lanes, transposing if src.channels >= self.lanes else "")
+        how = Relayout.choice(src.channels, self.lanes, (from_x, to_x), (from_c, to_c))
+        kernel = Relayout(src.dtype, dst.dtype, self.rank, self.lanes, *how)
         args: list[Arg] = [src.at, dst.at, columns, left, width, src.channels, from_x, to_x, from_c, to_c]
         for row in outer:
             args += row

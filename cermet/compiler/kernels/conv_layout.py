@@ -131,20 +131,36 @@ class Relayout:
     One parallel block copies one row (all x and c of one n and one position in the other dimensions). Strides are in elements.
 
     Attributes:
-        transposing: x is dense on one side and c on the other (``"in"``: x in the source; ``"out"``: x in the destination), so
-            squares of a vector's lanes are transposed in registers. ``""``: element by element.
+        how: ``"in"`` and ``"out"``: x is dense on one side (the source; the destination) and c on the other, and squares of a
+            vector's lanes are transposed in registers. ``"weave"`` and ``"unweave"``: the same for ``few`` channels, which lie without
+            gaps between pixels. ``"x"``, ``"c"``: dense on both sides, copied in vectors. ``""``: element by element.
+        few: channels, where so few that it matters.
     """
 
     source: DType
     dest: DType
     rank: int
     lanes: int
-    transposing: str = ""
+    how: str = ""
+    few: int = 0
     ENTRY = "conv_relayout"
 
     @property
     def key(self) -> str:
-        return f"conv_relayout:{self.source.name}:{self.dest.name}:{self.rank}d:{self.lanes}{self.transposing}"
+        return f"conv_relayout:{self.source.name}:{self.dest.name}:{self.rank}d:{self.lanes}{self.how}{self.few or ''}"
+
+    @staticmethod
+    def choice(channels: int, lanes: int, x: tuple[int, int], c: tuple[int, int]) -> tuple[str, int]:
+        """``how`` and ``few`` for strides (source, destination) of x and c."""
+        if x[0] == 1 and c[1] == 1 and 1 < channels <= 4 and x[1] == channels:
+            return "weave", channels
+        if c[0] == 1 and x[1] == 1 and 1 < channels <= 4 and x[0] == channels:
+            return "unweave", channels
+        if x == (1, 1):
+            return "x", 0
+        if channels < lanes:
+            return "", 0
+        return ("in" if x[0] == 1 and c[1] == 1 else "out" if c[0] == 1 and x[1] == 1 else "c" if c == (1, 1) else ""), 0
 
     def params(self) -> list[str]:
         own = ["src", "dst", "columns", "left", "width", "channels", "src_x", "dst_x", "src_c", "dst_c"]
@@ -171,12 +187,57 @@ class Relayout:
             dst = k.at(k.slot("dst", PTR), to, memory_type(self.dest))
             for first, last in ((0, low), (high, s["columns"])):
                 self._each(k, s, None, dst, (first, last), (0, s["channels"]))
-            if self.transposing:
+            if self.how in ("in", "out"):
                 self._squares(k, s, src, dst, low, high)
+            elif self.how:
+                self._vectors(k, s, src, dst, low, high)
             else:
                 self._each(k, s, src, dst, (low, high), (0, s["channels"]))
         k.done()
         return module
+
+    def _vectors(self, k: KernelEmit, s: dict[str, Value], src: Value, dst: Value, low: Value, high: Value) -> None:
+        """Whole vectors along x or c, the last of them overlapping the one before."""
+        n = self.lanes
+        begin, end = (k.index(0), s["channels"]) if self.how == "c" else (low, high)
+
+        def every() -> None:
+            def strip(across: Value) -> None:
+                with k.loop(begin, end, n) as i:
+                    at = k.min(i, k.sub(end, n))
+                    x, c = (across, at) if self.how == "c" else (at, across)
+                    from_ = k.at(src, k.add(k.mul(x, s["src_x"]), k.mul(c, s["src_c"])), memory_type(self.source))
+                    to = k.at(dst, k.add(k.mul(x, s["dst_x"]), k.mul(c, s["dst_c"])), memory_type(self.dest))
+                    if self.few:
+                        self._woven(k, s, from_, to)
+                    else:
+                        k.store(k.load(from_, self.source, n), to, self.dest)
+
+            if self.few:
+                strip(k.index(0))
+                return
+            with k.loop(*((low, high) if self.how == "c" else (0, s["channels"]))) as across:
+                strip(across)
+
+        k.choose(k.cmp("sge", k.sub(end, begin), n), every, lambda: self._each(k, s, src, dst, (low, high), (0, s["channels"])))
+
+    def _woven(self, k: KernelEmit, s: dict[str, Value], from_: Value, to: Value) -> None:
+        """A vector of pixels of each channel becomes as many vectors of whole pixels, or the reverse."""
+        n, few = self.lanes, self.few
+        weaving = self.how == "weave"
+        steps = [k.mul(s["src_c"], i) if weaving else n * i for i in range(few)]
+        rows = [k.load(k.at(from_, step, memory_type(self.source)), self.source, n) for step in steps]
+        for v in range(few):
+            # For each lane: which of the loaded vectors, and which lane of it.
+            places = [divmod(lane * few + v, n) if not weaving else divmod(v * n + lane, few)[::-1] for lane in range(n)]
+            made = rows[0]
+            for i, row in enumerate(rows):
+                if i == 0:
+                    made = k.x.shuffle(row, None, [lane if which == 0 else 0 for which, lane in places])
+                else:
+                    made = k.x.shuffle(made, row, [n + lane if which == i else j for j, (which, lane) in enumerate(places)])
+            step = n * v if weaving else k.mul(s["dst_c"], v)
+            k.store(made, k.at(to, step, memory_type(self.dest)), self.dest)
 
     def _each(
         self,
@@ -205,7 +266,7 @@ class Relayout:
                 from_ = k.at(src, k.add(k.mul(x, s["src_x"]), k.mul(c, s["src_c"])), memory_type(self.source))
                 to = k.at(dst, k.add(k.mul(x, s["dst_x"]), k.mul(c, s["dst_c"])), memory_type(self.dest))
                 # Rows of the source run along its dense dimension.
-                stride, across = (s["src_c"], s["dst_x"]) if self.transposing == "in" else (s["src_x"], s["dst_c"])
+                stride, across = (s["src_c"], s["dst_x"]) if self.how == "in" else (s["src_x"], s["dst_c"])
                 rows = [k.load(k.at(from_, k.mul(stride, i), memory_type(self.source)), self.source, n) for i in range(n)]
                 for i, row in enumerate(transpose(k, rows)):
                     k.store(row, k.at(to, k.mul(across, i), memory_type(self.dest)), self.dest)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from cermet.compiler.kernels.conv_base import ConvSpec, Image, Maker, channels_first, channels_last, cheapest
 from cermet.compiler.kernels.conv_depthwise import MOST_UNROLLED, PHASE, DepthwiseKernel
 from cermet.compiler.kernels.conv_depthwise_grad import DepthwiseGradKernel
+from cermet.compiler.kernels.conv_planes_plan import Planes, by_planes
 from cermet.compiler.kernels.conv_pointwise import is_pointwise, plan_pointwise
 from cermet.compiler.kernels.conv_table import Axis, PixelTable
 from cermet.compiler.kernels.conv_taps import TapKernel, Tile, with_order
@@ -66,6 +67,8 @@ def plan(
         return plan_pointwise(direction, spec, target, epilogue, tuple(epilogue_args))
     if len(spec.size) == 1:
         spec = _as_2d(spec)
+    if epilogue is None and by_planes(direction, spec, target):
+        return Planes(direction, spec, target).plan()
     if direction == "weight_grad":
         if winograd_gradient(spec, target):
             return WinogradGrad(direction, spec, target).plan()

@@ -17,7 +17,7 @@ from cermet.compiler.kernels.irtools import Emit, Index, Value, acc_type
 from cermet.compiler.llvm.builder import I64, PTR, memory_type, vector
 from cermet.dtypes import DType
 
-__all__ = ["Tile", "tile_fma", "tile_function"]
+__all__ = ["Tile", "store_tile", "tile_fma", "tile_function"]
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,12 @@ def tile_function(
         # C is touched once for every kc products: it has left the near caches by then.
         em.prefetch(em.at(c, em.mul(ldc, i), acc_type(tile.acc)))
     accs = tile_fma(em, tile, k, [a, b, *soon[:1]], load_a, load_b, advance)
-    _store_tile(em, tile, accs, c, ldc, first)
+    store_tile(em, tile, accs, c, ldc, first)
     return em.done()
 
 
-def _store_tile(em: Emit, tile: Tile, accs: list[Value], c: Value, ldc: Value, first: Value) -> None:
+def store_tile(em: Emit, tile: Tile, accs: list[Value], c: Value, ldc: Value, first: Value) -> None:
+    """Write the sums of a tile to C, or add them to it where not ``first``."""
     element = acc_type(tile.acc)
     rows = [em.at(c, em.mul(ldc, i), element) for i in range(tile.mr)]
     places = [em.at(row, j * tile.lanes, element) for row in rows for j in range(tile.nv)]

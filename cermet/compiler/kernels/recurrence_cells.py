@@ -16,7 +16,7 @@ from typing import Any
 from llvmlite import ir
 
 from cermet.compiler.kernels.irtools import Emit, Index, Value, acc_type
-from cermet.compiler.llvm.builder import I64, PTR, LaneBuilder
+from cermet.compiler.llvm.builder import I32, I64, PTR, VOID, LaneBuilder, constant
 from cermet.compiler.llvm.vmath.gates import bounded_tanh, logistic
 from cermet.dtypes import DType
 
@@ -134,6 +134,7 @@ def cell_function(module: ir.Module, target: Any, cell: Cell) -> ir.Function:
     em = Emit(module, "cell", types, target, internal=True)
     a = dict(zip(CELL_ARGS, em.args, strict=True))
     units = a["units"]
+    _announce(em, cell, a)
 
     def body(v: _Lanes) -> None:
         def product(k: int) -> Value:
@@ -154,6 +155,32 @@ def cell_function(module: ir.Module, target: Any, cell: Cell) -> ir.Function:
 
     along(em, cell, a["count"], body)
     return em.done()
+
+
+def _announce(em: Emit, cell: Cell, a: dict[str, Value]) -> None:
+    """Ask for the memory that this row's next panel will touch.
+
+    A row takes a line or two from many places, each in turn a long way from the last: no processor sees a stream in that. Past the
+    end of the row this asks for something else, which does no harm.
+    """
+    element = acc_type(cell.dtype)
+
+    def ask(name: str, k: int, write: bool) -> None:
+        place = em.at(em.at(a[name], em.mul(a["units"], k), element), a["count"], element)
+        em.x.call(
+            "llvm.prefetch.p0", VOID, (place, constant(I32, int(write)), constant(I32, 3), constant(I32, 1))
+        )  # fmt: skip
+
+    for k in range(GATES[cell.kind]):
+        ask("x", k, False)
+    for k in range(SAVED[cell.kind] if cell.saves else 0):
+        ask("saved", k, True)
+    ask("y", 0, True)
+    if cell.kind == "lstm":
+        ask("c", 0, False)
+        ask("c_new", 0, True)
+    if cell.before == "all":
+        ask("before", 0, True)
 
 
 def _forward(

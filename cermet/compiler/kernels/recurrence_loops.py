@@ -16,17 +16,17 @@ Where a row has no step (``keep`` is false) its state passes unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
 
-from cermet.compiler.kernels.irtools import Index, KernelEmit, Value, acc_type, new_module
-from cermet.compiler.kernels.microkernel import Tile, tile_function
+from cermet.compiler.kernels.irtools import Emit, Index, KernelEmit, Value, acc_type, new_module
+from cermet.compiler.kernels.microkernel import Tile, store_tile, tile_fma
 from cermet.compiler.kernels.recurrence_cells import GATES, SAVED, Cell, back_function, cell_function
-from cermet.compiler.llvm.builder import BOOL, I8, PTR, constant
+from cermet.compiler.llvm.builder import BOOL, I8, I32, I64, PTR, VOID, constant
 
 __all__ = ["BACKWARD_PARAMS", "FORWARD_PARAMS", "Variant", "backward_module", "forward_module", "group_of"]
 
@@ -69,6 +69,35 @@ class Variant:
         return f"{self.cell.key} {self.high} {self.low} {self.nv} {flags}"
 
 
+def _tile_function(module: ir.Module, target: Any, tile: Tile) -> ir.Function:
+    """``tile(a, row, b, ahead, k, c, ldc, first)``: C = A·B where ``first``, else C += A·B.
+
+    A lies row by row, ``row`` elements apart, B as a panel. ``ahead`` is where the following panel begins: it is brought closer while
+    this one is used, since the weights as a whole lie farther away than a single step of the loop can wait for.
+    """
+    em = Emit(module, f"tile{tile.mr}", [PTR, I64, PTR, PTR, I64, PTR, I64, BOOL], target, internal=True)
+    a, row, b, ahead, k, c, ldc, first = em.args
+    element, size = acc_type(tile.acc), tile.acc.itemsize
+    offsets: list[Index] = [em.mul(row, i) for i in range(tile.mr)]
+
+    def load_a(at: Sequence[Value], i: int, step: int) -> Value:
+        return em.load(em.at(em.at(at[0], step, element), offsets[i], element), tile.acc)
+
+    def load_b(at: Sequence[Value], j: int, step: int) -> Value:
+        return em.load(em.at(at[1], step * tile.nr + j * tile.lanes, element), tile.acc, tile.lanes)
+
+    def advance(at: Sequence[Value], steps: int) -> Sequence[Value]:
+        for line in range(0, steps * tile.nr * size, 64):
+            place = em.at(at[2], line, I8)
+            em.x.call("llvm.prefetch.p0", VOID, (place, constant(I32, 0), constant(I32, 2), constant(I32, 1)))
+        ahead = em.at(at[2], steps * tile.nr, element)
+        return [em.at(at[0], steps, element), em.at(at[1], steps * tile.nr, element), ahead]
+
+    accs = tile_fma(em, tile, k, [a, b, ahead], load_a, load_b, advance)
+    store_tile(em, tile, accs, c, ldc, first)
+    return em.done()
+
+
 def group_of(high: int) -> int:
     """Row tiles that go through a step together."""
     return max(1, _GROUP_ROWS // high)
@@ -84,10 +113,7 @@ class _Kernel:
         lanes = v.cell.lanes
         self.nr = v.nv * lanes
         self.functions = {
-            rows: tile_function(
-                self.module, target, Tile(rows, v.nv, lanes, self.dtype), self.dtype, self.dtype, "k", f"tile{rows}"
-            )
-            for rows in {v.high, v.low or v.high}
+            rows: _tile_function(self.module, target, Tile(rows, v.nv, lanes, self.dtype)) for rows in {v.high, v.low or v.high}
         }
         self.helpers()
         self.em = KernelEmit(self.module, name, params, target)
@@ -129,7 +155,7 @@ class _Kernel:
             self.r0, self.r1 = self.row_of(self.t0), self.row_of(self.t1)
             yield
 
-    def products(self, a: tuple[Value, Value], panel: Value, k: Value, c: tuple[Value, Index], fresh: bool) -> None:
+    def products(self, a: tuple[Value, Value], panel: Value, k: Value, c: tuple[Value, Index], fresh: bool, then: Value) -> None:
         """Products of the group's rows with one panel.
 
         Args:
@@ -137,18 +163,21 @@ class _Kernel:
             k: how many products a sum has.
             c: address of row 0 and row stride of the sums.
             fresh: overwrite what is there.
+            then: the panel that comes after this one.
         """
         em = self.em
         with em.loop(0, k, self.kc) as kb:
             here = em.min(self.kc, em.sub(k, kb))
             b = self.at(panel, (kb, self.nr))
             first = em.cmp("eq", kb, 0) if fresh else constant(BOOL, 0)
+            behind = em.add(kb, here)
+            ahead = em.x.select(em.cmp("slt", behind, k), self.at(panel, (behind, self.nr)), then)
             with em.loop(self.t0, self.t1) as tile:
                 row = self.row_of(tile)
                 left, sums = self.at(a[0], (row, a[1]), (kb, 1)), self.at(c[0], (row, c[1]))
 
                 def run(rows: int, left: Value = left, sums: Value = sums) -> None:
-                    em.call(self.functions[rows], [left, rows, a[1], 1, b, self.nr, here, sums, c[1], first])
+                    em.call(self.functions[rows], [left, a[1], b, ahead, here, sums, c[1], first])
 
                 if not self.v.low:
                     run(self.v.high)
@@ -210,8 +239,11 @@ class _Forward(_Kernel):
         with em.loop(0, self.panels) as u:
             with em.loop(0, gates) as g:
                 panel = self.at(self.w, (em.mul(em.add(em.mul(g, self.panels), u), self.units), self.nr))
+                after = em.add(g, 1)
+                other = em.x.select(em.cmp("slt", after, gates), em.add(em.mul(after, self.panels), u), em.add(u, 1))
+                then = self.at(self.w, (em.mul(other, self.units), self.nr))
                 sums = self.at(em.scratch, (g, acc_step), (em.sub(0, self.r0), self.nr))
-                self.products(h, panel, self.units, (sums, self.nr), True)
+                self.products(h, panel, self.units, (sums, self.nr), True, then)
             with em.loop(self.r0, self.r1) as r:
                 self.row(s, u, r, h, c, acc_step)
 
@@ -290,8 +322,9 @@ class _Backward(_Kernel):
         products = em.mul(self.units, GATES[self.v.cell.kind])
         with em.loop(0, self.panels) as u:
             panel = self.at(self.w, (em.mul(u, products), self.nr))
+            then = self.at(panel, (products, self.nr))
             sums = self.at(self.state, (u, self.nr))
-            self.products((self.at(left, (s, left_t)), left_b), panel, products, (sums, self.state_b), False)
+            self.products((self.at(left, (s, left_t)), left_b), panel, products, (sums, self.state_b), False, then)
 
     def row(self, s: Value, r: Value, c_before: Value) -> None:
         em, v = self.em, self.v

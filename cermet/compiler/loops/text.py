@@ -89,7 +89,9 @@ def fingerprint(kernel: Kernel) -> str:
             stack.extend(reversed(stmt.body))
         elif kind is Store:
             mask = -1 if stmt.mask is None else n.expression(stmt.mask)
-            out.append(f"S{n.thing(stmt.buffer)},{n.expression(stmt.offset)},{n.expression(stmt.value)},{mask}{'s' if stmt.stream else ''}")
+            out.append(
+                f"S{n.thing(stmt.buffer)},{n.expression(stmt.offset)},{n.expression(stmt.value)},{mask}{'s' if stmt.stream else ''}"
+            )
         elif kind is Prefetch:
             out.append(f"H{n.thing(stmt.buffer)},{n.expression(stmt.offset)}")
         elif kind is Guard:

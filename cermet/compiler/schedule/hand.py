@@ -169,6 +169,11 @@ def _planned(plan: Callable[..., Plan], what: tuple[Any, ...], epilogue: Any, ar
     return found
 
 
+def forget_plans() -> None:
+    """Plan anew from now on: what plans are made from has changed."""
+    _plans.clear()
+
+
 def _with_epilogue(fused: Fused | None, operands: dict[str, tuple[Any, ...]], node: Node) -> tuple[Any, list[Operand], str]:
     """(epilogue, its arguments, a name for the launches); binds what the epilogue reads and writes, or the plain result."""
     if fused is None:

@@ -76,7 +76,11 @@ def identity_of(op: str, dtype: dt.DType) -> Expr:
 
 
 def lower_group(
-    group: Group, evaluated: set[Node], stored: set[Node], strides_of: Callable[[Node], tuple[int, ...] | None], cache: int = 1 << 62
+    group: Group,
+    evaluated: set[Node],
+    stored: set[Node],
+    strides_of: Callable[[Node], tuple[int, ...] | None],
+    cache: int = 1 << 62,
 ) -> list[LoopCall]:
     """The launches of a loop group.
 
@@ -540,9 +544,11 @@ class _Lowering:
                 env.body.append(Define(reg, identity_of(_REDUCE[n.call.op.name], n.meta.dtype)))
                 registers.append((n, reg))
             body, inner = self._nest(w, env, lanes_inside)
-            for (n, _, offset, _), (at, tree) in kept.items():
-                if at < stage:
-                    inner.memo[id(tree)] = w.buffer(n, True).load(w.position(offset, inner, n))
+            for (n, top, offset, _), (at, tree) in kept.items():
+                if at < stage <= top.stage and any(tree in _subtrees(t) for t in self._written_at(stage)):
+                    value = Register("waited", n.meta.dtype)  # read before the root takes its place
+                    inner.body.append(Define(value, w.buffer(n, True).load(w.position(offset, inner, n))))
+                    inner.memo[id(tree)] = value.expr
             for root in stores:
                 self._store(w, inner, *root[:3])
             for (n, _, offset, _), (at, tree) in kept.items():
@@ -563,7 +569,8 @@ class _Lowering:
         out: dict[Any, tuple[int, Tree]] = {}
         if not self.numel_inner * 4 <= NEAR:
             return out
-        for root in self.roots:
+        taken: set[int] = set()
+        for root in sorted(self.roots, key=lambda r: -r[1].stage):  # the last to need it: until then its memory is free
             n, top, _, outer = root
             if outer or n.meta.dtype.compute is not n.meta.dtype or top.stage == 0:
                 continue
@@ -571,11 +578,24 @@ class _Lowering:
             best = 0
             for tree in self.reduce_trees.values():
                 for t in _subtrees(tree) if tree.stage < top.stage else ():
-                    fits = t.kind == "op" and t.stage == tree.stage and t.node.meta.dtype is n.meta.dtype and id(t) in own
+                    fits = (
+                        t.kind == "op"
+                        and t.stage == tree.stage
+                        and t.node.meta.dtype is n.meta.dtype
+                        and id(t) in own
+                        and id(t) not in taken
+                    )
                     cost = cost_of(t.node.call) if fits else 0
                     if cost > max(best, DEAR):
                         best, out[root] = cost, (tree.stage, t)
+            if root in out:
+                taken.add(id(out[root][1]))
         return out
+
+    def _written_at(self, stage: int) -> list[Tree]:
+        """What the loops of a stage compute."""
+        roots = [t for _, t, _, outer in self.roots if not outer and t.stage == stage]
+        return roots + [t for t in self.reduce_trees.values() if t.stage == stage]
 
     def _keep(self, w: Writer, env: Env, registers: list[tuple[Node, Register]]) -> None:
         """Finished reductions, rounded where their dtype is narrower than the register's."""

@@ -130,10 +130,19 @@ class _Lines:
         row_x, row_o = [p.integer(self.sx[k]) for k in self.rows_dims], [p.integer(self.so[k]) for k in self.rows_dims]
         extents = [p.integer(self.shape[k]) for k in self.rows_dims]
         many, count = p.integer(self.pieces), p.integer(whole or 1)
-        step_x, step_o, long, start = p.integer(self.sx[self.dim]), p.integer(self.so[self.dim]), p.integer(self.piece), p.integer(first)
+        step_x, step_o, long, start = (
+            p.integer(self.sx[self.dim]),
+            p.integer(self.so[self.dim]),
+            p.integer(self.piece),
+            p.integer(first),
+        )
         for k in range(abreast):
             line = start + block.expr * abreast + k
-            row, piece = (line, ir.const(0)) if whole == 1 else (Expr("tdiv", (line, count), dt.int64), Expr("trem", (line, count), dt.int64))
+            row, piece = (
+                (line, ir.const(0))
+                if whole == 1
+                else (Expr("tdiv", (line, count), dt.int64), Expr("trem", (line, count), dt.int64))
+            )
             if not whole:
                 row, piece = line, many - 1
             ix: Expr = ir.const(0)

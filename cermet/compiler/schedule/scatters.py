@@ -23,7 +23,7 @@ from cermet.ops.leaf import const_value
 __all__ = ["scatter_calls"]
 
 BLOCK = 8192
-PARTS = 16  # of the result, each with a block of its own; all of them read all indices
+PARTS = 8  # of the result, each with a block of its own; all of them read all indices
 PARTED_FROM = 32768  # elements of updates from which on that is worth it
 
 
@@ -125,7 +125,9 @@ def _rows(node: Node, strides_of: StridesOf, target: Target) -> list[Call]:
     place = offset_of(p, [at[u] for u in rest], [stride_of[u] for u in rest])
     for c, d in zip(checked, dims, strict=True):
         place = place + c * p.integer(so[d])
-    value = _combined_with(out, place, p.add("buffer", update.meta.dtype, ("node", us, uo)).load(offset_of(p, at, list(ust))), mode)
+    value = _combined_with(
+        out, place, p.add("buffer", update.meta.dtype, ("node", us, uo)).load(offset_of(p, at, list(ust))), mode
+    )
     lanes = For(v, p.integer(shape[lane]), [Store(out, place, value)], "vector")
     for outer, loop in pairwise([*inner, lanes]):
         outer.body.append(loop)
@@ -133,7 +135,9 @@ def _rows(node: Node, strides_of: StridesOf, target: Target) -> list[Call]:
     for outer, loop in pairwise(loops):
         outer.body.append(loop)
     count = math.prod([shape[k] for k in places])
-    return call_of("scatter", p, block, blocks, _reported(p, node, bad, [loops[0]]), node, target, update.meta.numel // blocks + count)
+    return call_of(
+        "scatter", p, block, blocks, _reported(p, node, bad, [loops[0]]), node, target, update.meta.numel // blocks + count
+    )
 
 
 def _combined_with(out: Any, place: Expr, value: Expr, mode: str) -> Expr:
