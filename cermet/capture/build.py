@@ -277,9 +277,7 @@ def _entry(run: Run, reach: Reach) -> Entry:
         become_leaf(cell.node, sources.get(cell))
     finals = [n for _, n in run.writes] + [n for _, n in run.gradients if n is not None]
     outer = OuterGrad.of(run)
-    for entry in run.results:
-        if entry is not None:
-            finals.append(entry[0])
+    finals += [found[0] for found in run.results if found is not None]
     kept = [] if outer is None else outer.needed()
     bound = bind([n for n in dict.fromkeys([*finals, *kept]) if n.buffer is None])
     leaves = {n for n in [*finals, *kept] if n.buffer is not None} | {p for p in bound.places.values() if isinstance(p, Node)}
@@ -299,9 +297,8 @@ def _entry(run: Run, reach: Reach) -> Entry:
             entry.counts.append((holder, output))
         else:
             entry.writes.append((entry.place[cell], output))
-    for owner, node in run.gradients:
-        kind, holder = r.accumulator(owner)
-        entry.gradients.append((holder, None if node is None else maker.of(node)))
+    for owner, final in run.gradients:
+        entry.gradients.append((r.accumulator(owner)[1], None if final is None else maker.of(final)))
     for owner in run.absent:
         kind, holder = r.accumulator(owner)
         (entry.absent_args if kind == "arggrad" else entry.absent).append(holder)

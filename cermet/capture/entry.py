@@ -446,22 +446,22 @@ class Entry:
             else:
                 self._write_tensor(cell, n, tensors)
         self._commit_counts(made)
-        for holder, output, k in self.grad_places:
+        for holder, final, k in self.grad_places:
             owner = tensors[holder]._fn if type(holder) is int else holder
-            if output is None:
+            if final is None:
                 owner.grad = None
-            elif k in alone and output.kind == "out":
-                nodes[k].buffer = outs[output.place]
+            elif k in alone and final.kind == "out":
+                nodes[k].buffer = outs[final.place]
             else:
-                owner.grad = new_tensor(made.node(output))
+                owner.grad = new_tensor(made.node(final))
 
     def _commit_counts(self, made: _Values) -> None:
         """New values of tensors that hold a number, one node for all that hold the same."""
         shared: dict[int, Node] = {}
         for t, output in self.counts:
-            n = shared.get(output.place)  # type: ignore[assignment]
-            if n is None:
-                n = shared[output.place] = made.node(output)
+            if output.place not in shared:
+                shared[output.place] = made.node(output)
+            n = shared[output.place]
             if t._alias is None:
                 t._node = n
             else:

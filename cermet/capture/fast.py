@@ -57,7 +57,7 @@ def fast_replay(entry: Entry, refused: type[Exception], busy: Any) -> Callable[[
         return None
     if not entry.exclusive and (entry.writes or entry.gradients):
         return None
-    if entry.outer is not None or entry.absent_args or entry.arg_grads or entry.same_args or entry.storages:
+    if entry.outer is not None or entry.absent_args or entry.arg_grads or entry.storages:
         return None
     if any(h or p for _, h, p in entry.hooked) or entry.bound.program is None:
         return None
@@ -129,7 +129,7 @@ def _bind(s: _Source, entry: Entry) -> None:
         s("(" + ", ".join(f"t{k}" if k in arguments else f"_{k}" for k in range(entry.arg_count)) + ",) = tensors")
     if entry.written_tensors and entry.arg_count:
         s(f"if not {s.name(entry.written_tensors)}.isdisjoint(map(id, tensors)): return SLOW")
-    slow: list[str] = []
+    slow = [f"tensors[{k}] is not {s.name(t)}" for k, t in entry.same_args]
     for t, alias, fn in entry.ties:
         x = s.name(t)
         slow += [f"{x}._alias is not {s.name(alias)}", f"{x}._fn is not {s.name(fn)}"]
@@ -181,8 +181,8 @@ def _compute(s: _Source, entry: Entry) -> None:
     bases = [f"b{k}.ptr" if k >= 0 else str(ptr) for k, ptr in entry.bases]
     taken = dict(entry.taken)
     for number, nbytes in enumerate(entry.bound.outputs):
-        k = taken.get(number)
-        s(f"o{number} = Buffer({nbytes})" if k is None else f"o{number} = b{k}")
+        own = taken.get(number)
+        s(f"o{number} = Buffer({nbytes})" if own is None else f"o{number} = b{own}")
         bases.append(f"o{number}.ptr")
     if entry.has_status:
         s("word = word_of(0)")

@@ -264,7 +264,7 @@ class Reach:
                     if name in self.names or name in ("__call__", "forward", "__enter__", "__exit__", "__getitem__"):
                         yield value, f"{label}.{name}"
                 elif simple(value) and name in self.names:
-                    yield from self._see(_ClassDict(base), (name,), label)  # type: ignore[arg-type]
+                    yield from self._see(_ClassDict(base), (name,), label)
 
     def _module(self, m: Module, label: str) -> Iterator[tuple[Any, str]]:
         fields = m.__dict__

@@ -52,12 +52,12 @@ class State:
         for s, n in zip(self.storages, self.stored, strict=True):
             s.node = n
             s.version += 1
-        for a, g, n in self.grads:
+        for a, g, node in self.grads:
             a.grad = g
             if g is not None and g._alias is None:
-                g._node = n
-        for g, state in self.draws:
-            g.restore(state)
+                g._node = node
+        for generator, state in self.draws:
+            generator.restore(state)
 
 
 def verified(compiled: Any, entry: Entry, args: Any, kwargs: Any, leaves: Any) -> Any:

@@ -57,7 +57,8 @@ def _operator(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
 
     def method(self: Any, other: Any) -> Any:
         if quick and isinstance(other, TensorBase):
-            a, b = node_of(self), node_of(other)
+            a = self._node if self._alias is None else node_of(self)
+            b = other._node if other._alias is None else node_of(other)
             ma, mb = a.meta, b.meta
             if ma.dtype is mb.dtype and not (floating_only and ma.dtype.kind != "f"):
                 call = calls.get(((), (ma, mb)))
@@ -65,7 +66,7 @@ def _operator(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
                     fa, fb = self._fn, other._fn
                     return finish(call, (a, b), (fa, fb) if call.differentiable and (fa is not None or fb is not None) else None)
         elif quick and type(other) in _PLAIN and self._node.meta.dtype.kind == "f":
-            a = node_of(self)
+            a = self._node if self._alias is None else node_of(self)
             b = number_node(float(other), a.meta)
             call = calls.get(((), (a.meta, b.meta)))
             if call is not None:
@@ -94,7 +95,7 @@ def _reflected(name: str, fn: Callable[..., Any]) -> Callable[..., Any]:
 
     def method(self: Any, other: Any) -> Any:
         if quick and type(other) in _PLAIN and self._node.meta.dtype.kind == "f":
-            b = node_of(self)
+            b = self._node if self._alias is None else node_of(self)
             a = number_node(float(other), b.meta)
             call = calls.get(((), (a.meta, b.meta)))
             if call is not None:

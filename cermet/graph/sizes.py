@@ -17,7 +17,6 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from functools import cache
 from math import gcd
 from operator import itemgetter
 from typing import Any
@@ -84,10 +83,15 @@ def has_letters(x: Any) -> bool:
     return bool(names) and any(has_letters(getattr(x, name)) for name in names)
 
 
-@cache
-def _fields_of(kind: Any) -> tuple[str, ...]:
+_field_names: dict[type, tuple[str, ...]] = {}
+
+
+def _fields_of(kind: type) -> tuple[str, ...]:
     """Names of a dataclass's fields; none of anything else."""
-    return tuple([f.name for f in fields(kind)]) if is_dataclass(kind) else ()
+    found = _field_names.get(kind)
+    if found is None:
+        found = _field_names[kind] = tuple([f.name for f in fields(kind)]) if is_dataclass(kind) else ()
+    return found
 
 
 def recipe(x: Any, place: Callable[[Any], int]) -> Callable[[Sequence[int]], Any]:

@@ -21,13 +21,13 @@ from typing import Any
 
 from cermet import config
 from cermet.compiler.build import Schedule, place
-from cermet.compiler.kernels.plan import Operand, Temp
+from cermet.compiler.kernels.plan import Temp
 from cermet.compiler.llvm.jit import Request, compile_many
 from cermet.compiler.schedule.hand import Call as Planning
 from cermet.compiler.schedule.hand import Origin, TempSpace
 from cermet.graph import node as graph
-from cermet.graph.node import Call, Meta, Node
 from cermet.graph.formulas import Formulas
+from cermet.graph.node import Call, Meta, Node
 from cermet.graph.sizes import Coincidence, Refused, Size, Trace, recipe
 from cermet.lazy.outline import Mirror, Pattern, structure_of
 from cermet.ops.define import REGISTRY

@@ -76,7 +76,7 @@ def stored_array(node: Node) -> Any:
     return np.asarray(value).astype(m.dtype.numpy)
 
 
-_READERS = {
+_READERS: dict[str, Any] = {
     "float32": ctypes.c_float, "float64": ctypes.c_double, "int64": ctypes.c_int64, "int32": ctypes.c_int32, "int16": ctypes.c_int16,
     "int8": ctypes.c_int8, "uint8": ctypes.c_uint8, "bool": ctypes.c_bool,
 }  # fmt: skip

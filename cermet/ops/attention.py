@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cermet import dtypes as dt
-from cermet.graph.node import Meta, broadcast_shapes, meta
+from cermet.graph.node import Call, Meta, broadcast_shapes, meta
 from cermet.ops.activation import softmax_op
 from cermet.ops.composing import maximum_of, narrow, shaped, spread_like, sum_of, swap_last, wide
 from cermet.ops.contraction import contract
@@ -25,7 +25,7 @@ from cermet.ops.movement import expand, reshape
 from cermet.ops.public import public
 from cermet.ops.support import check_floating, full_value, index_value, same_dtype, to_dtype, unbroadcast
 
-__all__ = ["attention", "attention_grad", "scaled_dot_product_attention"]
+__all__ = ["attention", "attention_grad", "scaled_dot_product_attention", "writes_any_strides"]
 
 _NAME = "scaled_dot_product_attention"
 
@@ -273,6 +273,11 @@ _whole_grad: OpDef = OpDef(
 )
 
 
+def writes_any_strides(call: Call, index: int) -> bool:
+    """Whether the kernel of one of these ops writes a result in any memory order; the rest are row-major."""
+    return index == 0 if call.op is attention else call.attr("wants")[index] != "mask"
+
+
 # ---------------------------------------------------------------------------------------------------------------- public
 
 
@@ -314,7 +319,7 @@ def _repeated(x: Any, times: int) -> Any:
 def _attend(query: Any, key: Any, value: Any, mask: Any, causal: bool, factor: float, dropout_p: float) -> Any:
     batch = broadcast_shapes(tuple(query.shape[:-2]), tuple(key.shape[:-2]), tuple(value.shape[:-2]))
     q, k, v = [_flat(x, batch) for x in (query, key, value)]
-    masks = ()
+    masks: tuple[Any, ...] = ()
     if mask is not None:
         if mask.dtype is not dt.bool:
             mask = to_dtype(mask, q.dtype.compute)

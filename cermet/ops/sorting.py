@@ -56,6 +56,39 @@ argsort_op = OpDef(
     doc="The stable order that sorts along a dimension; NaN sorts as the greatest.",
 )
 
+
+def _argtop_infer(m: Meta, *, dim: int, descending: bool, k: int) -> Meta:
+    _argsort_infer(m, dim=dim, descending=descending)
+    if not 0 <= k <= m.shape[dim]:
+        raise ValueError(f"argtop: k {k} is out of range for dimension {dim} of size {m.shape[dim]}")
+    return m.with_dtype(dt.int64).with_shape((*m.shape[:dim], k, *m.shape[dim + 1 :]))
+
+
+argtop_op = OpDef(
+    "argtop",
+    "sort",
+    _argtop_infer,
+    attrs=("dim", "descending", "k"),
+    reference=lambda x, *, dim, descending, k: np.take(_argsort_reference(x, dim=dim, descending=descending), range(k), dim),
+    dtypes=tuple(d for d in dt.ALL if d is not dt.bool),
+    samples=tuple(
+        Sample((Arg(s, domain),), {"dim": d, "descending": down, "k": k}, gradient=False)
+        for down in (False, True)
+        for s, d, k, domain in (
+            ((5,), 0, 2, "distinct"),
+            ((3, 200), 1, 7, (0, 9)),
+            ((90, 3), 0, 90, "distinct"),
+            ((2, 4), 1, 0, (0, 2)),
+        )
+    ),
+    failing=(Failing((Arg((3,)),), {"dim": 0, "descending": False, "k": 4}, ValueError, "out of range"),),
+    ulp=0,
+    doc="The first ``k`` of the stable order that sorts along a dimension; NaN sorts as the greatest.",
+)
+
+SELECTED = 64
+"""Up to so many are found by a list of the best so far, an eighth of the row at most; more by sorting."""
+
 _sort = result_tuple("sort", "values", "indices")
 _topk = result_tuple("topk", "values", "indices")
 _kth = result_tuple("kthvalue", "values", "indices")
@@ -110,7 +143,10 @@ def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool =
     x = _at_least_1d(input)
     if not 0 <= k <= x.shape[d]:
         raise RuntimeError(f"topk: k {k} is out of range for dimension {d} of size {x.shape[d]}")
-    order = cut(argsort_op(x, dim=d, descending=bool(largest)), d, 0, int(k))
+    if k <= SELECTED and 8 * k <= x.shape[d] and x.dtype is not dt.bool:
+        order = argtop_op(x, dim=d, descending=bool(largest), k=int(k))
+    else:
+        order = cut(argsort_op(x, dim=d, descending=bool(largest)), d, 0, int(k))
     values = take_along(x, order, d)
     return _topk(values, order) if len(input.shape) or k == 0 else _topk(_like_input(values, input), _like_input(order, input))
 

@@ -14,17 +14,20 @@ from cermet.ops.support import to_dtype, zeros_like_value
 __all__: list[str] = []
 
 
-def _tuple(v: Any, n: int) -> tuple[int, ...]:
+def _tuple(v: Any, n: int, what: str) -> tuple[int, ...]:
+    """One number for each dimension, of one for all or all of them."""
     if not isinstance(v, tuple | list):
         return (int(v),) * n
-    return tuple(int(x) for x in v) if len(v) == n else (int(v[0]),) * n
+    if len(v) not in (1, n):
+        raise ValueError(f"{what} must be a number or {n} numbers, got {tuple(v)}")
+    return tuple(int(x) for x in v) * (n // len(v))
 
 
 def _size(name: str, input: Any, n: int, kernel: Any, stride: Any, padding: Any, given: Any) -> tuple[int, ...]:
     """The output's spatial sizes: the given ones, where pooling could have made the input of them."""
-    k = _tuple(kernel, n)
-    s = k if stride is None else _tuple(stride, n)
-    p = _tuple(padding, n)
+    k = _tuple(kernel, n, f"{name}: kernel_size")
+    s = k if stride is None else _tuple(stride, n, f"{name}: stride")
+    p = _tuple(padding, n, f"{name}: padding")
     usual = [(d - 1) * t + w - 2 * q for d, t, w, q in zip(input.shape[-n:], s, k, p)]
     if given is None:
         return tuple(usual)

@@ -55,19 +55,20 @@ class RMSprop(Stepper):
             advance(state, counts)
             numbers = made.get(p.dtype)
             if numbers is None:
-                numbers = made[p.dtype] = scalars(p, lr, *options)
+                more = (1 - rounded(group["alpha"], p),) if op is None else ()
+                numbers = made[p.dtype] = scalars(p, lr, *options, *more)
             kept = [p, state["square_avg"]]
             if centered:
                 kept.append(state["grad_avg"])
             if momentum:
                 kept.append(state["momentum_buffer"])
             if op is None:
-                keep = scalars(p, 1 - rounded(group["alpha"], p))[0]
-                self._apply_rule(_centered, tuple(kept), (*numbers, keep), group["maximize"], decays=group["weight_decay"] != 0)
+                self._apply_rule(_centered, tuple(kept), numbers, group["maximize"], decays=group["weight_decay"] != 0)
             else:
                 alike.setdefault(p._node.meta.dtype, []).append(tuple(kept))
-        for dtype, entries in alike.items():
-            self._apply(op, (centered, momentum, bool(group["maximize"])), entries, made[dtype])
+        if op is not None:
+            for dtype, entries in alike.items():
+                self._apply(op, (centered, momentum, bool(group["maximize"])), entries, made[dtype])
 
     def _born(self, p: Any, centered: bool, momentum: bool) -> dict[str, Any]:
         state = self.state[p]

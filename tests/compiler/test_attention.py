@@ -63,7 +63,7 @@ class Setup:
     """The operands of one case, what is expected, and the spec."""
 
     def __init__(self, case: Case, target: Any = None) -> None:
-        b, h, l, s, e, ev, self.dtype, causal, mask, order = case  # noqa: E741
+        b, h, l, s, e, ev, self.dtype, causal, mask, order = case
         rng = np.random.default_rng(7)
         self.acc, self.target = self.dtype.compute, target or host()
         shapes = {"q": (b, h, l, e), "k": (b, h, s, e), "v": (b, h, s, ev), "g": (b, h, l, ev), "out": (b, h, l, ev)}

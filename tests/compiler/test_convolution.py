@@ -207,6 +207,8 @@ def test_shapes_of_networks(n: int, c: int, size: int, o: int, kernel: int, stri
         (2, 17, 9, 40, 3, 2, 1),
         (2, 40, 7, 17, 1, 1, 1),
         (2, 16, 7, 24, 1, 2, 1),
+        (40, 24, 8, 70, 1, 1, 1),  # many channels at once
+        (40, 24, 8, 17, 1, 1, 1),
         (2, 24, 9, 24, 5, 2, 24),
     ],
 )

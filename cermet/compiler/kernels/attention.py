@@ -44,7 +44,7 @@ class AttentionSpec:
     causal: bool
     scale: float
     batch: tuple[int, ...]
-    l: int  # noqa: E741
+    l: int
     s: int
     e: int
     ev: int
@@ -119,7 +119,9 @@ QUERIES = 64
 KEYS = 192
 
 
-def plan(direction: str, spec: AttentionSpec, target: Any, wants: frozenset[str], epilogue: None = None, args: Sequence[Operand] = ()) -> Plan:
+def plan(
+    direction: str, spec: AttentionSpec, target: Any, wants: frozenset[str], epilogue: None = None, args: Sequence[Operand] = ()
+) -> Plan:
     """The launches of one direction, "forward" or "backward"; see `plan_forward` and `plan_backward`. No epilogues."""
     return plan_forward(spec, target) if direction == "forward" else plan_backward(spec, target, wants)
 
@@ -153,7 +155,7 @@ def plan_forward(spec: AttentionSpec, target: Any) -> Plan:
         keys * k_pitch if variant.copy_k else 0, keys * v_pitch if variant.copy_v else 0,
     )  # fmt: skip
     names = ["q", "k", "v", "out"] + (["mask"] if mask else [])
-    values: dict[str, Arg] = {p: 0 for p in FORWARD_PARAMS}
+    values: dict[str, Arg] = dict.fromkeys(FORWARD_PARAMS, 0)
     values.update(_operands(spec, names))
     values.update(
         lse=Operand("lse"), scale=_bits(spec.scale), rows=rows, keys=keys, row_blocks=-(-spec.l // rows),
@@ -177,7 +179,7 @@ def _plan_rows(spec: AttentionSpec, target: Any, mask: Mask | None) -> Plan:
     variant = Rows(spec.dtype, lanes, spec.causal, mask, spec.dims)
     keys = min(ROW_KEYS, rounded_up(max(spec.s, 1), lanes))
     places, total = space(spec.e, keys + lanes, spec.ev)
-    values: dict[str, Arg] = {p: 0 for p in ROWS_PARAMS}
+    values: dict[str, Arg] = dict.fromkeys(ROWS_PARAMS, 0)
     values.update(_operands(spec, ["q", "k", "v", "out"] + (["mask"] if mask else [])))
     values.update(zip(("at_q", "at_s", "at_o"), places, strict=True))
     values.update(lse=Operand("lse"), scale=_bits(spec.scale), keys=keys)
@@ -201,7 +203,9 @@ def _operands(spec: AttentionSpec, names: Sequence[str]) -> dict[str, Arg]:
     return values
 
 
-def _launch(target: Any, name: str, build: Any, key: str, params: Sequence[str], values: dict[str, Arg], **more: int) -> KernelLaunch:
+def _launch(
+    target: Any, name: str, build: Any, key: str, params: Sequence[str], values: dict[str, Arg], **more: int
+) -> KernelLaunch:
     return KernelLaunch(f"{key}|{target.code_key}", build, name, [values[p] for p in params], **more)
 
 
@@ -230,7 +234,7 @@ def plan_backward(spec: AttentionSpec, target: Any, wants: frozenset[str]) -> Pl
         tile, spec.dtype, spec.causal, mask, units, copy_k, narrow or "v" not in units, wants, spec.dims
     )  # fmt: skip
     chunks, span = _chunks(spec, rows)
-    values: dict[str, Arg] = {p: 0 for p in BACKWARD_PARAMS}
+    values: dict[str, Arg] = dict.fromkeys(BACKWARD_PARAMS, 0)
     names = ["q", "k", "v", "g", "out"] + (["mask"] if mask else []) + (["dq"] if "q" in wants else [])
     values.update(_operands(spec, names))
     temps, combines = _key_gradients(spec, target, wants, chunks, values)

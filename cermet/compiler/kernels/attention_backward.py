@@ -92,8 +92,10 @@ class _Backward:
     def build(self) -> ir.Module:
         p = self.p
         em = self.em = KernelEmit(self.module, "attention_grad", BACKWARD_PARAMS, self.target)
-        for name in ("l", "s", "e", "ev", "rows", "keys", "span", "e_pitch", "v_pitch", "o_size"):
-            setattr(self, name, em.slot(name))
+        self.l, self.s, self.e, self.ev, self.o_size = (em.slot(n) for n in ("l", "s", "e", "ev", "o_size"))
+        self.rows, self.keys, self.span, self.e_pitch, self.v_pitch = (
+            em.slot(n) for n in ("rows", "keys", "span", "e_pitch", "v_pitch")
+        )
         scale = em.slot("scale", F64)
         self.factor = scale if p.acc.itemsize == 8 else em.x.line(p.element, f"fptrunc double {scale.get_reference()} to float")
         names = [n for n in BACKWARD_PARAMS if n.startswith("at_")]
@@ -281,7 +283,7 @@ class _Backward:
         self.p.read_mask(em, how, at, sl, ss, count, keys, self.place["mask"])
 
     def _put_mask(self, ds: Value, k0: Value, keys: Value, q: Value, count: Value) -> None:
-        """dS of a group, in memory ``[key][query]``."""
+        """DS of a group, in memory ``[key][query]``."""
         em, p = self.em, self.p
         with em.loop(0, keys) as key:
             source = em.at(ds, em.mul(key, self.rows), p.element)
@@ -328,7 +330,7 @@ class _Backward:
     def _keys_gradient(
         self, name: str, strip: Value, columns: Value, rows: Value, pitch: Value, k0: Value, keys: Value, q0: Value, groups: Value
     ) -> None:
-        """dV += P dO or dK += dS Q for a block of keys; in a causal strip from the first group on that sees a key."""
+        """DV += P dO or dK += dS Q for a block of keys; in a causal strip from the first group on that sees a key."""
         em, p, v = self.em, self.p, self.v
         ldc = em.slot(f"{name}_s")
         base = em.at(self.at[name], em.mul(k0, ldc), p.element)
@@ -352,7 +354,7 @@ class _Backward:
                     sizes = [em.min(here, v.tile.mr), em.min(left, p.width)]
                     em.call(self.add_edge, [self.place["tile"], *sizes, to, ldc])
 
-                direct: Callable[[], None] = lambda operands=operands, to=to: em.call(  # type: ignore[misc]  # noqa: E731
+                direct: Callable[[], None] = lambda operands=operands, to=to: em.call(  # type: ignore[misc]
                     p.by_row, [*operands, to, ldc, constant(BOOL, 0)]
                 )
                 em.choose(whole, direct, edge)

@@ -88,10 +88,10 @@ class _Forward:
         self.put = p.transposing_store(v.unit_out, v.dtype)
 
     def build(self) -> ir.Module:
-        p, v = self.p, self.v
+        p = self.p
         em = self.em = KernelEmit(self.module, "attention", FORWARD_PARAMS, self.target)
-        for name in ("l", "s", "e", "ev", "rows", "keys", "row_blocks", "k_pitch", "v_pitch", "o_size"):
-            setattr(self, name, em.slot(name))
+        self.l, self.s, self.e, self.ev, self.o_size = (em.slot(n) for n in ("l", "s", "e", "ev", "o_size"))
+        self.rows, self.keys, self.row_blocks = (em.slot(n) for n in ("rows", "keys", "row_blocks"))
         scale = em.slot("scale", F64)
         self.factor = scale if p.acc.itemsize == 8 else em.x.line(p.element, f"fptrunc double {scale.get_reference()} to float")
         names = ("q", "o", "strip", "max", "sum", "factor", "mask", "k", "v")
@@ -138,7 +138,9 @@ class _Forward:
             em.call(self.pack_q, [em.at(q, em.mul(first, sl), p.memory), sl, se, rows, self.e, panel])
         p.scale(em, self.place["q"], em.mul(em.mul(groups, self.e), self.v.tile.nv), self.factor)
 
-    def _near(self, name: str, copy: ir.Function | None, source: Value, k0: Value, keys: Value, columns: Value) -> tuple[Value, Value]:
+    def _near(
+        self, name: str, copy: ir.Function | None, source: Value, k0: Value, keys: Value, columns: Value
+    ) -> tuple[Value, Value]:
         """Where a block of K or V is read, and how far apart its rows are."""
         em, p = self.em, self.p
         ss, se = em.slot(f"{name}_s"), em.slot(f"{name}_e")
@@ -216,9 +218,7 @@ class _Forward:
             return values
 
         def greater(seen: bool) -> Any:
-            return lambda row, state: [
-                x.select(x.fcmp("ogt", s, m), s, m) for s, m in zip(scores(row, seen), state, strict=True)
-            ]
+            return lambda row, state: [x.select(x.fcmp("ogt", s, m), s, m) for s, m in zip(scores(row, seen), state, strict=True)]
 
         before = p.vectors(em, top)
         # Keys up to the group's first query are seen by all of it.
@@ -257,9 +257,7 @@ class _Forward:
             tops = p.vectors(em, em.at(place["max"], lane0, p.element))
             blind = [x.fcmp("oeq", s, x.f(0.0, s)) for s in sums]
             inverse = [x.select(b, s, x.fdiv(x.f(1.0, s), s)) for b, s in zip(blind, sums, strict=True)]
-            logs = [
-                x.select(b, x.f(float("inf"), s), x.fadd(m, log(x, s))) for b, s, m in zip(blind, sums, tops, strict=True)
-            ]
+            logs = [x.select(b, x.f(float("inf"), s), x.fadd(m, log(x, s))) for b, s, m in zip(blind, sums, tops, strict=True)]
             p.put(em, inverse, place["factor"])
             source = em.at(place["o"], em.mul(g, self.o_size), p.element)
             to = em.at(out, em.mul(lane0, sl), p.memory)
@@ -269,5 +267,3 @@ class _Forward:
                 with em.loop(0, here) as i:
                     value = em.load(em.at(place["strip"], i, p.element), p.acc)
                     em.store(value, em.at(lse, em.add(lane0, i), p.element), p.acc)
-
-

@@ -157,9 +157,7 @@ class Parts:
             out.append(x.select(seen, v, x.f(float("-inf"), v)))
         return out
 
-    def read_mask(
-        self, em: Emit, mask: Mask, src: Value, sl: Index, ss: Index, count: Index, keys: Index, dst: Value
-    ) -> None:
+    def read_mask(self, em: Emit, mask: Mask, src: Value, sl: Index, ss: Index, count: Index, keys: Index, dst: Value) -> None:
         """The mask of ``count`` queries and ``keys`` keys for `masked`: a row of what is added, or a panel ``[key][query]``."""
         if mask.form == "panel":
             em.call(self.pack(mask.dtype, mask.unit), [src, sl, ss, count, keys, dst])
@@ -230,9 +228,7 @@ class Parts:
         """``C[column][lane] (+)= sum over k of A[k][column] B[k][lane]``, columns rounded up to whole tiles."""
         with em.loop(0, columns, self.tile.mr) as r:
             place = em.at(c, em.mul(r, ldc), self.element)
-            em.call(
-                self.by_column, [em.at(a, r, self.element), em.sub(columns, r), 1, lda, b, ldb, k, place, ldc, first]
-            )
+            em.call(self.by_column, [em.at(a, r, self.element), em.sub(columns, r), 1, lda, b, ldb, k, place, ldc, first])
 
 
 def pointer_to(em: KernelEmit, offset: str, element: ir.Type) -> Value:

@@ -1,11 +1,11 @@
 """Attention of a few queries, as in generating a text: bound by reading K and V once, so features are in the lanes and nothing is packed.
 
-    for each query of one head:                                the parallel index
-        for each block of keys:
-            scores = K q                                       four keys at a time, lanes along features
-            mask; new maximum; weights = exp(scores - maximum), their sum
-            o = o rescaled + weights V                         eight keys at a time
-        o / sum; log of the sum
+for each query of one head:                                the parallel index
+    for each block of keys:
+        scores = K q                                       four keys at a time, lanes along features
+        mask; new maximum; weights = exp(scores - maximum), their sum
+        o = o rescaled + weights V                         eight keys at a time
+    o / sum; log of the sum
 """
 
 from __future__ import annotations
@@ -111,9 +111,7 @@ class _Rows:
         top, total = em.fold(0, stop, self.keys, first, lambda k0, state: self._block(k0, stop, keys, values, mask, state))
         self._finish(batch, row, top, total)
 
-    def _block(
-        self, k0: Value, stop: Index, keys: Value, values: Value, mask: Value | None, state: list[Value]
-    ) -> list[Value]:
+    def _block(self, k0: Value, stop: Index, keys: Value, values: Value, mask: Value | None, state: list[Value]) -> list[Value]:
         em, x = self.em, self.em.x
         count = em.min(self.keys, em.sub(stop, k0))
         self._dots(em.at(keys, em.mul(k0, em.slot("k_s")), self.memory), count)
@@ -164,7 +162,8 @@ class _Rows:
             def step(i: Value, sums: list[Value], width: int, rows: list[Value] = rows) -> list[Value]:
                 q = em.load(em.at(self.q, i, self.element), self.acc, width)
                 return [
-                    em.mul_add(em.load(em.at(r, i, self.memory), self.v.dtype, width), q, t) for r, t in zip(rows, sums, strict=True)
+                    em.mul_add(em.load(em.at(r, i, self.memory), self.v.dtype, width), q, t)
+                    for r, t in zip(rows, sums, strict=True)
                 ]
 
             zeros = [em.zero(self.acc, lanes)] * _DOTS
@@ -179,7 +178,9 @@ class _Rows:
         assert how is not None
         with em.loop(0, count) as i:
             offset = em.add(k0, i)
-            value = em.load(em.at(mask, offset if how.unit else em.mul(offset, em.slot("mask_s")), memory_type(how.dtype)), how.dtype)
+            value = em.load(
+                em.at(mask, offset if how.unit else em.mul(offset, em.slot("mask_s")), memory_type(how.dtype)), how.dtype
+            )
             place = em.at(self.scores, i, self.element)
             score = em.load(place, self.acc)
             if how.dtype.kind == "f":

@@ -34,6 +34,9 @@ _JITTER = 0.1
 _LEAST_PART = 512  # products of a partial sum
 # Rows up to which B is better read where it lies than packed for so little use.
 _FEW_ROWS = 32
+# Rows of A that are read in place: each needs a register for its address, of which x86 has few (and at most 16 for vectors one for
+# its broadcast value).
+_READ_ROWS = {16: 7, 32: 8}
 # Distance between B's rows from which on each is on a page of its own: then few rows at a time, so that their pages stay known.
 _FAR_BYTES = 2048
 
@@ -45,7 +48,8 @@ class Blocking:
     Attributes:
         tile: the register tile.
         read_a, read_b: see `gemm.Variant`.
-        mc, nc, kc: rows, columns and products of a block.
+        mc, nc, kc: rows, columns and products of a block, at most.
+        m_blocks: into how many blocks the rows are dealt.
         k_part: products of one partial sum; all of them where the sum is not split.
     """
 
@@ -56,6 +60,7 @@ class Blocking:
     nc: int
     kc: int
     k_part: int
+    m_blocks: int
 
 
 def choose_tile(target: Any, acc: DType, m: int, n: int) -> Tile:
@@ -118,6 +123,10 @@ def choose(
     far_b = unit_b == "p" and stride_b * size >= _FAR_BYTES
     # A panel of B streams through L1 while the panels of A pass by.
     kc = _k_block(tile, k, l1)
+    near_a = unit_a == "k" or n <= 4 * tile.nr or _stays_in_l1(target, stride_a * size, min(k, kc), min(m, 16) * size)
+    read_a = "direct" if dtype is acc and n <= 128 and near_a else "packed"
+    if read_a == "direct" and target.is_x86 and tile.mr > _READ_ROWS[target.vector_registers]:
+        tile = replace(tile, mr=_READ_ROWS[target.vector_registers])
     one_block = m <= max(tile.mr, _l2_values(target, size) // 288)
     few = m <= (2 * tile.mr if far_b else _FEW_ROWS)
     if (
@@ -133,15 +142,13 @@ def choose(
         if one_block:
             # Packed by each block for itself: rows are not divided then.
             ways.append(("packed", min(kc, _k_block(tile, k, l1 // 4 if far_b else _l2_values(target, size) // max(m, 1) * tile.nr * size))))
-    near_a = unit_a == "k" or n <= 4 * tile.nr or _stays_in_l1(target, stride_a * size, min(k, kc), min(m, 16) * size)
-    read_a = "direct" if dtype is acc and n <= 128 and near_a else "packed"
     found = []
     pack_a = 0 if read_a == "direct" else _PACK[unit_a]
     for read_b, kc in ways:
         pack_b = 0 if read_b == "direct" else _PACK[unit_b]
         widest = 256 if staged and kc < k else 768  # a block's sums stay in L2
-        cost, mc, nc, k_part = _divide(target, tile, (m, n, k), batch, kc, widest, pack_a, pack_b, read_b)
-        found.append((cost, Blocking(tile, read_a, read_b, mc, nc, min(kc, k_part), k_part)))
+        cost, m_blocks, nc, k_part = _divide(target, tile, (m, n, k), batch, kc, widest, pack_a, pack_b, read_b)
+        found.append((cost, Blocking(tile, read_a, read_b, _rows_of(m, tile, m_blocks), nc, min(kc, k_part), k_part, m_blocks)))
     return min(found, key=lambda f: f[0])
 
 
@@ -149,19 +156,24 @@ def alternatives(target: Any, b: Blocking, m: int, n: int) -> list[Blocking]:
     """Schedules that divide rows and columns otherwise than ``b``, for measuring. Sums are split as in ``b``, so bits are the same."""
     m_panels, n_panels = -(-m // b.tile.mr), -(-n // b.tile.nr)
     tallest = max(b.mc // b.tile.mr, _l2_values(target, b.tile.acc.itemsize) * 4 // 3 // (b.kc * b.tile.mr))
-    rows, columns = -(-m_panels // (b.mc // b.tile.mr)), -(-n_panels // (b.nc // b.tile.nr))
+    rows, columns = b.m_blocks, -(-n_panels // (b.nc // b.tile.nr))
     tall = [i for i in {max(1, rows // 2), rows, rows + 1, rows * 2, rows * 4} if -(-m_panels // tallest) <= i <= m_panels]
     wide = [j for j in {max(1, columns // 2), columns, columns + 1, columns * 2} if j <= n_panels and b.tile.nr * -(-n_panels // j) <= 1024]
     if b.read_b == "packed":
         tall = [rows]
-    found = {replace(b, mc=-(-m_panels // i) * b.tile.mr, nc=-(-n_panels // j) * b.tile.nr) for i in tall for j in wide}
-    return sorted(found - {b}, key=lambda c: (c.mc, c.nc))
+    found = {replace(b, mc=_rows_of(m, b.tile, i), m_blocks=i, nc=-(-n_panels // j) * b.tile.nr) for i in tall for j in wide}
+    return sorted(found - {b}, key=lambda c: (c.m_blocks, c.nc))
+
+
+def _rows_of(m: int, tile: Tile, blocks: int) -> int:
+    """The most rows in one of so many blocks."""
+    return -(-(-(-m // tile.mr)) // blocks) * tile.mr
 
 
 def _divide(
     target: Any, tile: Tile, mnk: tuple[int, int, int], batch: int, kc: int, widest: int, pack_a: float, pack_b: float, read_b: str
 ) -> tuple[float, int, int, int]:  # fmt: skip
-    """The least estimated cost among blocks that stay in the caches, and its ``mc``, ``nc`` and ``k_part``. ``pack_a``, ``pack_b``:
+    """The least estimated cost among blocks that stay in the caches, and its ``m_blocks``, ``nc`` and ``k_part``. ``pack_a``, ``pack_b``:
     what it costs to pack a value."""
     m, n, k = mnk
     tallest = max(1, _l2_values(target, tile.acc.itemsize) // (kc * tile.mr))
@@ -169,7 +181,7 @@ def _divide(
         tile.mr, tile.nr, _coarse(m), _coarse(n), _coarse(k), batch, tallest, max(1, widest // tile.nr), pack_a, pack_b, read_b
     )
     m_panels, n_panels = -(-m // tile.mr), -(-n // tile.nr)
-    return cost, -(-m_panels // i) * tile.mr, -(-n_panels // j) * tile.nr, max(k, 1) if p == 1 else rounded_up(-(-k // p), 8)
+    return cost, min(i, m_panels), -(-n_panels // j) * tile.nr, max(k, 1) if p == 1 else rounded_up(-(-k // p), 8)
 
 
 def _coarse(size: int) -> int:

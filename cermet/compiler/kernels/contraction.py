@@ -168,9 +168,8 @@ def _chosen(p: _Problem) -> tuple[_Problem, Blocking]:
         _ask(p, *ours)
     if known is None:
         return ours
-    turned, *blocks = known
-    made = replace(ours[1], mc=blocks[0], nc=blocks[1])
-    return ours if bool(turned) != ours[0].turned else (ours[0], made)
+    turned, mc, nc, m_blocks = known
+    return (ours[0], replace(ours[1], mc=mc, nc=nc, m_blocks=m_blocks)) if bool(turned) is ours[0].turned else ours
 
 
 _FAMILY = "contraction"
@@ -196,7 +195,7 @@ def _ask(p: _Problem, ours: _Problem, b: Blocking) -> None:
         buffers[name] = (1 + sum((n - 1) * t for n, t in zip((*s.batch, *last), steps, strict=True))) * size
     plain = replace(ours, epilogue=None, epilogue_args=())
     made = [b, *blocking.alternatives(p.target, b, ours.spec.m, ours.spec.n)]
-    candidates = [tuned.Candidate([int(ours.turned), c.mc, c.nc], partial(_general, plain, c)) for c in made]
+    candidates = [tuned.Candidate([int(ours.turned), c.mc, c.nc, c.m_blocks], partial(_general, plain, c)) for c in made]
     tuned.ask(tuned.Question(_FAMILY, _name(p), p.target, buffers, candidates))
 
 
@@ -296,7 +295,7 @@ def _general(p: _Problem, b: Blocking) -> Plan:
     """Blocks of register tiles; B packed first where several blocks use it; partial sums joined last."""
     s, tile, size = p.spec, b.tile, p.acc.itemsize
     m_panels, k_parts = -(-s.m // tile.mr), max(1, -(-s.k // b.k_part))
-    m_blocks = -(-s.m // b.mc)
+    m_blocks = b.m_blocks
     temps: list[int] = []
     launches: list[KernelLaunch] = []
     packs = b.read_b == "temp" and s.k > 0

@@ -120,9 +120,7 @@ class Maker:
                 )
             )
 
-    def source(
-        self, name: str, channels: int, size: tuple[int, ...], strides: tuple[int, ...], any_dtype: bool = False
-    ) -> Image:
+    def source(self, name: str, channels: int, size: tuple[int, ...], strides: tuple[int, ...], any_dtype: bool = False) -> Image:
         """The operand in place where its channels lie together, else a channels-last copy."""
         image = Image(Operand(name), self.spec.dtype, strides, channels, size)
         contiguous = strides[1] == 1 or channels == 1

@@ -35,7 +35,7 @@ class DepthwiseKernel:
         compute: dtype of the weights and the sums.
         pixels, vectors, lanes: the register tile.
         across: taps along a row where all pixels have as many and they are few; 0: known at run time.
-        output: how results leave the kernel; its rows are pixels, which count through batch and image in one.
+        output: how results leave the kernel; its rows are the pixels of an image.
     """
 
     source: DType
@@ -116,7 +116,7 @@ class _Body:
             with k.loop(0, s["phases1"]) as r1:
                 self._row(taps, r1, self._on(to, k.mul(r1, s["dst_w"])))
             if self.finish is not None:
-                place = (0, k.mul(block, s["out1"]), 0)
+                place = (image, k.mul(y, s["out1"]), 0)
                 self.finish.call(k, to, s["channels"], s["out1"], s["channels"], place, None, constant(BOOL, 1))
         k.done()
 
@@ -162,9 +162,7 @@ class _Body:
     def _to(self, to: Value, j: Value) -> Value:
         return self._on(to, self.k.mul(j, self.k.mul(self.s["phases1"], self.s["dst_w"])))
 
-    def _tile(
-        self, n: int, taps: _Rows, columns: _Columns, some: tuple[Value, Value] | None, source: Value, to: Value
-    ) -> None:
+    def _tile(self, n: int, taps: _Rows, columns: _Columns, some: tuple[Value, Value] | None, source: Value, to: Value) -> None:
         """``n`` neighbours of one phase, all channels. ``some``: the range of taps along the row, where not all."""
         k, s, spec = self.k, self.s, self.spec
         type_, element = memory_type(spec.source), acc_type(spec.compute)

@@ -49,7 +49,7 @@ class PlaneKernel:
     """Forward and input gradient. One parallel block is one plane of the result.
 
     Attributes:
-        source, weight, result: dtypes in memory.
+        source: dtype of all operands in memory; ``compute``: of the sums.
         vectors, lanes: neighbouring outputs that stay in registers.
         across: taps along a row, 0: known at run time.
     """
@@ -95,7 +95,8 @@ class PlaneKernel:
             weight = k.broadcast(k.load(k.at(w, k.mul(s["w_w"], t), type_), self.source), self.lanes)
             at = k.at(row, k.mul(s["step_w"], t), element)
             return [
-                k.mul_add(weight, k.load(k.at(at, v * self.lanes, element), self.compute, self.lanes), a) for v, a in enumerate(acc)
+                k.mul_add(weight, k.load(k.at(at, v * self.lanes, element), self.compute, self.lanes), a)
+                for v, a in enumerate(acc)
             ]
 
         def down(t: Value, acc: list[Value]) -> list[Value]:

@@ -58,14 +58,13 @@ def _pixel_step(size: Sequence[int], strides: Sequence[int]) -> Any:
     return 1 if step is None else step
 
 
-def plan_pointwise(
-    direction: str, s: ConvSpec, target: Any, epilogue: Epilogue | None, epilogue_args: tuple[Arg, ...]
-) -> Plan:
+def plan_pointwise(direction: str, s: ConvSpec, target: Any, epilogue: Epilogue | None, epilogue_args: tuple[Arg, ...]) -> Plan:
     """The launches, over the operands "x", "w" and "y"."""
     pixels = prod(s.size)
     x = (s.x_strides[0], _pixel_step(s.size, s.x_strides), s.x_strides[1])
     y = (s.y_strides[0], _pixel_step(s.out, s.y_strides), s.y_strides[1])
     o, c = s.w_strides[:2]
+    strides: tuple[tuple[int, ...], ...]
     if direction == "forward":
         names = {"a": "x", "b": "w", "out": "y"}
         sizes, strides = (pixels, s.o, s.c), (x, (0, c, o), y)

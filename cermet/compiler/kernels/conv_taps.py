@@ -20,7 +20,7 @@ from cermet.dtypes import DType
 __all__ = ["TapKernel", "Tile", "with_order"]
 
 UNROLL = 4
-_OWN = ("chunks", "phase_count", "part_blocks", "groups", "blocks", "tiles", "run", "outs", "taps", "src_g", "w_block")
+_OWN = ("chunks", "phase_count", "part_blocks", "groups", "blocks", "tiles", "run", "outs", "taps", "src_g", "w_block", "pitch")
 
 
 def with_order(epilogue: Epilogue) -> Epilogue:
@@ -62,6 +62,8 @@ class TapKernel:
         epilogue: run on each result instead of storing it (see `with_order`).
         scattered: neighbours in a tile are not neighbours in the image (the gradient of a strided convolution): the epilogue, not
             an ordered one, is called for one pixel at a time, whose number is where its address would be.
+        wide: the epilogue gets all channels of a parallel block at once. For little work a tile, where calls would take as long as
+            that; there is one group then.
     """
 
     compute: DType
@@ -71,6 +73,7 @@ class TapKernel:
     mixing: int = 0
     epilogue: Epilogue | None = None
     scattered: bool = False
+    wide: bool = False
 
     ENTRY = "conv_taps"
 
@@ -78,7 +81,7 @@ class TapKernel:
     def key(self) -> str:
         t = self.tile
         tile = f"{t.pixels}x{t.vectors}x{t.lanes}"
-        how = f"{self.output.key}{' scattered' if self.scattered else ''}"
+        how = f"{self.output.key}{' scattered' if self.scattered else ''}{' wide' if self.wide else ''}"
         return f"conv_taps:{self.mixing}:{self.compute.name}:{self.result.name}:{self.rank}d:{tile}:{how}"
 
     @property
@@ -90,10 +93,14 @@ class TapKernel:
         """The named parameters, in order; the phases of the axes follow them."""
         return ["src", "weights", "zeros", "dst", *_OWN, *PixelTable.params(self.rank), *self.output.params]
 
-    def scratch(self, tiles: int, taps: int) -> int:
+    def pitch(self, part_blocks: int) -> int:
+        """Elements from one pixel to the next where a tile waits for its epilogue."""
+        return self.tile.channels * (part_blocks + 1 if self.wide else 1)
+
+    def scratch(self, tiles: int, taps: int, pitch: int) -> int:
         """Bytes of scratch for chunks of so many tiles."""
         entry = PixelTable.scratch_words(self.rank, self.tile.pixels, tiles) + tiles + tiles * taps * self._words() + 16
-        return 8 * entry + self.tile.pixels * self.tile.channels * self.compute.itemsize
+        return 8 * entry + self.tile.pixels * pitch * self.compute.itemsize
 
     def _words(self) -> int:
         return -(-(self.tile.pixels + 1) // 4) * 4
@@ -120,7 +127,7 @@ class _Body:
         # Scratch: coordinates, counts, the tile's spill area, then the entries.
         self.capacity = k.add(k.mul(self.s["tiles"], self.tile.pixels), 8)
         self.counts = k.at(k.scratch, k.mul(self.capacity, spec.rank + 2), I64)
-        spill_words = self.tile.pixels * self.tile.channels * spec.compute.itemsize // 8
+        spill_words = k.div(k.mul(self.s["pitch"], self.tile.pixels * spec.compute.itemsize), 8)
         self.spill = k.at(self.counts, self.s["tiles"], I64)
         self.table_at = k.at(self.spill, spill_words, I64)
         self.stride = k.mul(self.s["taps"], self.table.words)  # words of a tile's entries
@@ -138,7 +145,12 @@ class _Body:
                 self._tables(phase, first, pixels, tiles)
                 low = k.mul(part, s["part_blocks"])
                 high = k.min(k.add(low, s["part_blocks"]), k.mul(s["groups"], s["blocks"]))
-                if self.spec.mixing:  # little work a tile: go through memory in its own order
+                if self.spec.wide:
+                    with k.loop(0, tiles) as tile:
+                        with k.loop(low, high) as block_n:
+                            self._tile(tile, block_n, first, pixels, low)
+                        self._finish_wide(tile, (low, high), first, pixels)
+                elif self.spec.mixing:  # little work a tile: go through memory in its own order
                     with k.loop(0, tiles) as tile, k.loop(low, high) as block_n:
                         self._tile(tile, block_n, first, pixels)
                 else:  # much: keep the weights of a block in the cache
@@ -157,8 +169,8 @@ class _Body:
             count = self.table.entries(k.scratch, self.capacity, phase, at, entries)
             k.store_raw(count, k.at(self.counts, tile, I64), 8)
 
-    def _tile(self, tile: Value, block_n: Value, first: Value, pixels: Value) -> None:
-        """One tile: all taps, then the stores. ``block_n`` counts on over the groups."""
+    def _tile(self, tile: Value, block_n: Value, first: Value, pixels: Value, low: Value | None = None) -> None:
+        """One tile: all taps, then the stores. ``block_n`` counts on over the groups; ``low`` is the first one of a wide strip."""
         k, s, t = self.k, self.s, self.tile
         weights = self._on(self.weights, k.mul(block_n, s["w_block"]))
         group, block = k.divmod(block_n, s["blocks"])
@@ -178,7 +190,9 @@ class _Body:
             return mix(pointers, self._on(weights, offset), source, acc)
 
         acc = k.fold(0, count, 1, zeros, entry)
-        if self.finish is None:
+        if low is not None:
+            self._spill(acc, k.sub(channel, self._first_channel(low)))
+        elif self.finish is None:
             self._store(tile, channel, pixels, acc)
         else:
             # What overlaps the block before has been finished there.
@@ -261,9 +275,26 @@ class _Body:
 
         k.choose(whole, direct, spilled)
 
-    def _spill(self, acc: list[Value]) -> None:
-        for i, value in enumerate(acc):
-            self.k.store_raw(value, self.k.at(self.spill, i * self.tile.lanes, self.element), self.spec.compute.itemsize)
+    def _spill(self, acc: list[Value], column: Index = 0) -> None:
+        k, t = self.k, self.tile
+        for p in range(t.pixels):
+            row = k.at(self.spill, k.add(k.mul(self.s["pitch"] if self.spec.wide else t.channels, p), column), self.element)
+            for v in range(t.vectors):
+                k.store_raw(acc[p * t.vectors + v], k.at(row, v * t.lanes, self.element), self.spec.compute.itemsize)
+
+    def _first_channel(self, block: Value) -> Value:
+        k, channels = self.k, self.tile.channels
+        return k.min(k.mul(block, channels), k.x.smax(k.sub(self.s["outs"], channels), k.index(0)))
+
+    def _finish_wide(self, tile: Value, blocks: tuple[Value, Value], first: Value, pixels: Value) -> None:
+        """Hand all channels of a tile to the epilogue."""
+        assert self.finish is not None
+        k, (low, high), channels = self.k, blocks, self.tile.channels
+        at, column = k.mul(tile, self.tile.pixels), k.mul(low, channels)
+        from_ = k.at(self.spill, k.sub(column, self._first_channel(low)), self.element)
+        rows = k.min(k.sub(pixels, at), self.tile.pixels)
+        count = k.sub(k.min(k.mul(high, channels), self.s["outs"]), column)
+        self.finish.call(k, from_, self.s["pitch"], rows, count, (0, k.add(first, at), column), None, constant(BOOL, 1))
 
     def _finish(self, tile: Value, columns: tuple[Value, Value, Value], first: Value, pixels: Value, acc: list[Value]) -> None:
         """Hand a tile to the epilogue; ``columns``: its first channel, how many of it to leave out, how many are left."""

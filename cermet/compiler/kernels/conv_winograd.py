@@ -150,7 +150,7 @@ class WinogradKernel:
         compute: dtype of the source, the transformed weights and the sums.
         outputs: m.
         rows, vectors, lanes: the register tile of the products: image tiles x vectors of output channels.
-        output: how results leave the kernel; its rows are pixels, which count through batch and image in one.
+        output: how results leave the kernel; its rows are the pixels of an image.
     """
 
     compute: DType
@@ -378,9 +378,7 @@ class _Body:
         places = [from_]  # points are numbered column by column, as `TileReader.transform` leaves them
         for _ in range(n * n - 1):
             places.append(k.at(places[-1], self.s["m_point"], self.element))
-        return list(
-            apply_2d(k, self.maps.result, lambda i, j: k.load(places[i * n + j], self.spec.compute, self.spec.lanes))
-        )
+        return list(apply_2d(k, self.maps.result, lambda i, j: k.load(places[i * n + j], self.spec.compute, self.spec.lanes)))
 
     def _store(self, values: list[list[Value]], to: Value) -> None:
         for row in values:
@@ -427,8 +425,8 @@ class _Body:
         (y, x), (rows, across) = at, inside
         with k.loop(0, rows) as i:
             from_ = k.at(self.strip, k.mul(k.mul(i, self.spec.outputs), s["m_point"]), self.element)
-            pixel = k.add(k.mul(k.add(k.mul(image, s["out_h"]), k.add(y, i)), s["out_w"]), x)
-            self.finish.call(k, from_, s["m_point"], across, columns, (0, pixel, column), None, constant(BOOL, 1))
+            pixel = k.add(k.mul(k.add(y, i), s["out_w"]), x)
+            self.finish.call(k, from_, s["m_point"], across, columns, (image, pixel, column), None, constant(BOOL, 1))
 
     def _result(self) -> Any:
         return memory_type(self.spec.output.dtype)

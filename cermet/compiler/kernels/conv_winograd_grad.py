@@ -72,7 +72,9 @@ class WinogradGradKernel:
 
 def _tile_function(module: ir.Module, target: Any, spec: WinogradGradKernel) -> Any:
     """``tile(a, a_step, b, b_step, count, c, fresh)``: C = A^T B, or C += A^T B, over ``count`` rows of A and B; C is packed."""
-    em = Emit(module, "tile", [PTR, ir.IntType(64), PTR, ir.IntType(64), ir.IntType(64), PTR, ir.IntType(1)], target, internal=True)
+    em = Emit(
+        module, "tile", [PTR, ir.IntType(64), PTR, ir.IntType(64), ir.IntType(64), PTR, ir.IntType(1)], target, internal=True
+    )
     a, a_step, b, b_step, count, c, fresh = em.args
     element, lanes, compute = acc_type(spec.compute), spec.lanes, spec.compute
     places = [em.at(c, i * lanes, element) for i in range(spec.rows * spec.vectors)]

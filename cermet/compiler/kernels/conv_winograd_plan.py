@@ -143,7 +143,7 @@ class Winograd(Maker):
         tile_rows, tile_columns = (-(-e // outputs) for e in dst.size)
         tiles = s.n * tile_rows * tile_columns
         b = _blocking(self.target, outputs, reduced, outs, tiles)
-        out = Output(self.compute, into.dtype, True, epilogue=epilogue, folded=True)
+        out = Output(self.compute, into.dtype, True, epilogue=epilogue)
         kernel = WinogradKernel(self.compute, outputs, rows, vectors, self.lanes, out)
         packed, zeros, u_point = self.weights(kernel, reduced, outs, forward)
         points, item = (outputs + 2) ** 2, self.compute.itemsize

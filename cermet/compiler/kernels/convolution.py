@@ -36,6 +36,8 @@ __all__ = ["ConvSpec", "channels_first", "channels_last", "plan"]
 Direction = Literal["forward", "input_grad", "weight_grad"]
 WEIGHT_BLOCKS = 16
 """Parallel blocks that the gradient of the weights is cut into at least, where its shape allows."""
+NEAR_BYTES = 24 << 10
+"""Bytes of packed weights that stay in the first-level cache, whatever passes by."""
 FAR_BYTES = 512
 """Distance of pixels from which on the input is copied before use, where enough output channels share the copy."""
 
@@ -129,7 +131,7 @@ class _Depthwise(Maker):
         width = vectors * self.lanes
         packed, _ = self.pack(Tile(pixels, vectors, self.lanes), 1, s.c, 1, -(-s.c // width), 0)
         across = s.kernel[1] if len(axes[1].phases) == 1 and s.kernel[1] <= MOST_UNROLLED else 0
-        output = Output(self.compute, into.dtype, True, epilogue=epilogue, folded=True)
+        output = Output(self.compute, into.dtype, True, epilogue=epilogue)
         kernel = DepthwiseKernel(source.dtype, self.compute, pixels, vectors, self.lanes, across, output)
         (dst_n, *dst), row = into.bytes, 0
         if epilogue is not None:  # a row of the result is kept in scratch
@@ -196,9 +198,12 @@ class _Taps(Maker):
         epilogue, scattered = self.epilogue, any(len(a.phases) > 1 for a in axes)
         if epilogue is not None and not scattered:
             epilogue = with_order(epilogue)
-        kernel = TapKernel(self.compute, into.dtype, self.rank, tile, mixing, epilogue, epilogue is not None and scattered)
         blocks = -(-outs // tile.channels)
         run = reduced * (s.kernel[-1] if run_mode else 1)
+        kernel = TapKernel(self.compute, into.dtype, self.rank, tile, mixing, epilogue, epilogue is not None and scattered)
+        near = prod(a.taps for a in axes) * run * blocks * tile.channels * self.compute.itemsize <= NEAR_BYTES
+        if epilogue is not None and near and groups == 1 and blocks > 1 and not mixing and not scattered:
+            kernel = replace(kernel, wide=True)
         packed, zeros = self.pack(tile, groups, outs, reduced, blocks, max(run, source.channels))
         item = self.compute.itemsize
         steps = [reduced * tile.channels * item]
@@ -208,6 +213,8 @@ class _Taps(Maker):
         tiles, parts, part_blocks, chunks, phase_count = self.blocking(axes, tile, taps, run, blocks * groups)
         args: list[Arg] = [source.at, packed, zeros, into.at if epilogue is None else 0]
         args += [chunks, phase_count, part_blocks, groups, blocks, tiles, run, outs, taps, reduced, steps[0] * s.kernel[0]]
+        pitch = kernel.pitch(part_blocks)
+        args.append(pitch)
         # For an epilogue addresses in the result are numbers of pixels.
         image = prod(into.size)
         places = into.bytes if epilogue is None else [image, *(prod(into.size[d + 1 :]) for d in range(self.rank))]
@@ -220,7 +227,9 @@ class _Taps(Maker):
             args += [s.n if inner else image, inner, *self.epilogue_args]
         args += PixelTable.tail(axes)
         total = chunks * phase_count * parts
-        self.launch(kernel, args, total, kernel.scratch(tiles, taps), 2 * s.macs, 1 + total * (1 << 19) // max(1, 2 * s.macs))
+        self.launch(
+            kernel, args, total, kernel.scratch(tiles, taps, pitch), 2 * s.macs, 1 + total * (1 << 19) // max(1, 2 * s.macs)
+        )
 
     def blocking(self, axes: list[Axis], tile: Tile, taps: int, run: int, blocks: int) -> tuple[int, int, int, int, int]:
         """Tiles of a chunk, parts of the output channels and blocks in one, chunks of a phase, phases."""
@@ -242,7 +251,7 @@ class _Taps(Maker):
 class _Product:
     """The contraction that makes the gradient of the weights: sizes as the kernel counts them."""
 
-    kernel: WeightGradKernel | DepthwiseGradKernel
+    kernel: Any  # of either family: what matters here is its tile
     groups: int
     outs: int
     reduced: int

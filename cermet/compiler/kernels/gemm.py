@@ -101,8 +101,10 @@ class _Gemm:
         acc = v.tile.acc
         self.acc, self.element = acc, acc_type(acc)
         packed_a = v.read_a == "packed"
+        # Where A is read in place all address registers are taken by its rows; there are few columns then, and B stays near.
+        self.fetches = packed_a and v.read_b == "temp"
         mode = "panel" if packed_a else "k" if v.unit_a == "k" else "any"
-        self.tile = tile_function(self.module, target, v.tile, acc, acc, mode, ahead=v.read_b == "temp")
+        self.tile = tile_function(self.module, target, v.tile, acc, acc, mode, ahead=self.fetches)
         self.pack_a = pack_function(self.module, target, v.a, v.tile.mr, v.unit_a, "pack_a") if packed_a else None
         self.pack_b = None if v.read_b == "temp" else pack_function(self.module, target, v.b, v.tile.nr, v.unit_b, "pack_b")
         self.finish = Finish(self.module, target, v.out, v.tile.lanes)
@@ -115,7 +117,7 @@ class _Gemm:
             em.slot(p) for p in ("a_m", "a_k", "b_k", "b_n", "c_m", "c_n")
         )
         self.stage_step, self.n_panels = em.slot("stage_step"), em.slot("n_panels")
-        self.ahead = em.slot("ahead") if self.v.read_b == "temp" else None
+        self.ahead = em.slot("ahead") if self.fetches else None
         self.pa, self.pb, self.pc = (em.slot(p, PTR) for p in "abc")
         self.scratch_a = em.scratch
         self.scratch_b = em.at(em.scratch, em.slot("b_space"), ir.IntType(8))

@@ -126,7 +126,8 @@ def _combined(k: Any, row: Sequence[Fraction], values: Sequence[Any]) -> Any:
 def columns_paired(matrix: Matrix) -> list[tuple[int, int]]:
     """Pairs of columns that are equal in some rows and opposite in all others."""
     columns = transposed(matrix)
-    found, used = [], set()
+    found: list[tuple[int, int]] = []
+    used: set[int] = set()
     for i, a in enumerate(columns):
         for j in range(i + 1, len(columns)):
             b = columns[j]

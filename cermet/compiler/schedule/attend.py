@@ -13,6 +13,7 @@ from cermet.compiler.llvm.target import Target
 from cermet.compiler.schedule.hand import Call, StridesOf, _from_plan, _merge_batch, _operand, _planned
 from cermet.compiler.schedule.tree import row_major
 from cermet.graph.node import Node
+from cermet.ops.attention import writes_any_strides
 from cermet.ops.movement import permute, reshape
 
 __all__ = ["attention_calls", "result_layouts", "results_of"]
@@ -48,9 +49,9 @@ def attention_calls(node: Node, results: dict[int, Node], strides_of: StridesOf,
                 [0 if size == 1 else s for size, s in zip(x.meta.shape, found, strict=True)]
             )
         strides[name] = found
-    for k, result in results.items():
-        operands[outputs[k]] = ("node", result, 0)
-        strides[outputs[k]] = strides_of(result)
+    for number, result in results.items():
+        operands[outputs[number]] = ("node", result, 0)
+        strides[outputs[number]] = strides_of(result)
     for name in ("lse", "dmask"):  # always row-major
         strides.pop(name, None)
     q, k, v = (x.meta.shape for x in node.inputs[:3])
@@ -70,7 +71,14 @@ def attention_calls(node: Node, results: dict[int, Node], strides_of: StridesOf,
 def result_layouts(order: Sequence[Node], stored: set[Node], outputs: set[Node]) -> dict[Node, tuple[int, ...]]:
     """Strides of results that are first of all permuted by who reads them, such as heads that are merged: they are written in the
     order in which they are read. Results of the program itself are row-major."""
-    heads = [n for n in stored if n.call.op.kind == "result" and n not in outputs and n.meta.ndim > 2]
+    heads = [
+        n
+        for n in stored
+        if n.call.op.kind == "result"
+        and n not in outputs
+        and n.meta.ndim > 2
+        and writes_any_strides(n.inputs[0].call, n.call.attrs[0])
+    ]
     if not heads:
         return {}
     users: dict[Node, list[Node]] = {}

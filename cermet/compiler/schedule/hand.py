@@ -110,6 +110,10 @@ def hand_calls(node: Node, strides_of: StridesOf, target: Target, fused: Fused |
         from cermet.compiler.schedule.scatters import scatter_calls
 
         return scatter_calls(node, strides_of, target)
+    if kind == "sort" and node.call.op.name == "argtop":
+        from cermet.compiler.schedule.selects import select_calls
+
+        return select_calls(node, strides_of, target)
     if kind == "sort":
         return _sort(node, strides_of, target)
     if kind == "recurrence":

@@ -12,6 +12,7 @@ from typing import Any
 
 from cermet.compiler.schedule.tree import row_major
 from cermet.graph.node import Node
+from cermet.ops.attention import writes_any_strides
 from cermet.ops.elementwise import add
 from cermet.ops.join import join
 from cermet.ops.movement import permute, reshape, unslice
@@ -50,7 +51,7 @@ def as_join(n: Node, inputs: Sequence[Node]) -> Node | None:
     sources = [_written(p) for p in parts]
     if None in sources or len(set(sources)) != len(sources):
         return None
-    return join(*parts, dim=dim)  # type: ignore[no-any-return]
+    return join(*parts, dim=dim)
 
 
 def _tiled(pieces: list[Node], shape: tuple[int, ...]) -> int | None:
@@ -81,6 +82,8 @@ def _written(part: Node) -> Node | None:
     while x.call.op in (permute, reshape) and x.buffer is None:
         x = x.inputs[0]
     if x.call.op.kind not in WRITERS or x.buffer is not None:
+        return None
+    if x.call.op.kind == "result" and not writes_any_strides(x.inputs[0].call, x.call.attrs[0]):
         return None
     return x if _strides_behind(part, row_major(part.meta.shape)) is not None else None
 
@@ -135,7 +138,7 @@ def settled(joins: Sequence[Node], results: Sequence[Node]) -> bool:
             n = n.inputs[0]
         bases.add(n)
     sources = [_written(p) for j in joins for p in j.inputs]
-    return len(set(sources)) == len(sources) and not bases.intersection(sources)  # type: ignore[arg-type]
+    return len(set(sources)) == len(sources) and not bases.intersection(sources)
 
 
 def homes_of(order: Sequence[Node], stored: set[Node]) -> Homes:

@@ -3,7 +3,7 @@ movement that keeps it strided. What is not gets copied first. Knows nodes and i
 
 from __future__ import annotations
 
-from cermet.compiler.schedule.index import Atom, Dim, Idx, var
+from cermet.compiler.schedule.index import Atom, Dim, Idx, linearize, var
 from cermet.compiler.schedule.movement import pull
 from cermet.compiler.schedule.tree import row_major
 from cermet.graph.node import Node
@@ -22,8 +22,33 @@ def _trace(x: Node) -> tuple[Node, list[Dim], tuple[Idx, ...]] | None:
             return None
         x = x.inputs[0]
     if any(isinstance(v, Atom) for i in index for v, _ in i.terms):
-        return None
+        flat = _joined(linearize(index, x.meta.shape)) if _always_row_major(x) else None
+        # The same place, said by the last dim alone.
+        return None if flat is None else (x, dims, (*[Idx(0)] * (len(index) - 1), flat))
     return x, dims, index
+
+
+def _always_row_major(source: Node) -> bool:
+    """Whether a value's memory order is known before anything is planned: then dims that are joined stay strided."""
+    return (source.buffer is not None and source.call.op.name == "data") or source.call.op.kind == "join"
+
+
+def _joined(position: Idx) -> Idx | None:
+    """A position in memory without quotients and remainders, where those of a variable complete each other; else None."""
+    while True:
+        atoms = [(v, c) for v, c in position.terms if isinstance(v, Atom)]
+        if not atoms:
+            return position
+        for rest, c in atoms:
+            if rest.op != "mod":
+                continue
+            whole = [v for v, k in atoms if v.op == "div" and v.n == rest.n and k == c * rest.n and v.inner == rest.inner]
+            if whole:
+                others = tuple([t for t in position.terms if t[0] is not rest and t[0] is not whole[0]])
+                position = Idx(position.const, others).plus(rest.inner.times(c))
+                break
+        else:
+            return None
 
 
 def is_strided(x: Node) -> bool:

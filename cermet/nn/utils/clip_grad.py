@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cermet.frontend.autograd import Mode
-from cermet.frontend.core import TensorBase
+from cermet.frontend.core import TensorBase, apply, write
 from cermet.ops.arithmetic import minimum
 from cermet.ops.define import hooks
 from cermet.ops.elementwise import div, mul
@@ -56,8 +56,13 @@ def clip_grads_with_norm_(parameters: Any, max_norm: float, total_norm: Any, for
     """Scale the gradients of ``parameters`` in place by ``min(1, max_norm / (total_norm + 1e-6))``."""
     with Mode(False):
         factor = minimum(div(float(max_norm), total_norm + _SMALL), 1.0)
+        factors: dict[Any, Any] = {}
         for g in _gradients(parameters):
-            g._write(mul(g, to_dtype(factor, g.dtype)))
+            dtype = g.dtype
+            own = factors.get(dtype)
+            if own is None:
+                own = factors[dtype] = to_dtype(factor, dtype)
+            write(g, apply(mul, (g, own)))
 
 
 def clip_grad_norm_(
