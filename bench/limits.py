@@ -43,7 +43,7 @@ def fma_peak(dtype: str = "float32", threads: int = 2, seconds: float = 0.02) ->
     from bench.fma_peak import Peak
     from cermet import dtypes
 
-    if dtype not in _peaks:
+    if len(_peaks.get(dtype, ())) < threads:
         _peaks[dtype] = [Peak(getattr(dtypes, dtype)) for _ in range(threads)]
     return _together([lambda p=p: p.measure(seconds) for p in _peaks[dtype][:threads]])
 

@@ -308,6 +308,7 @@ def _entry(run: Run, reach: Reach) -> Entry:
         outer.settle(entry, maker)
         entry.outer = outer
     entry.finish(r, maker.numbers, leaves)
+    r.let_go()
     return entry
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import threading
 import warnings
@@ -169,6 +170,20 @@ class CompiledFunction:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
         return getattr(self.__dict__["_fn"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        fn = self.__dict__.get("_fn")
+        if isinstance(fn, Module) and not name.startswith("_"):
+            setattr(fn, name, value)
+        else:
+            object.__setattr__(self, name, value)
+
+    def __deepcopy__(self, memo: Any) -> CompiledFunction:
+        # A copy of a module, or of an object with a compiled method, is captured anew.
+        return CompiledFunction(copy.deepcopy(self._fn, memo), self._size, self._verify)
+
+    def __reduce__(self) -> Any:
+        return (CompiledFunction, (self._fn, self._size, self._verify))
 
     def __repr__(self) -> str:
         return f"<compiled {self._fn!r}>"

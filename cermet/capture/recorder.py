@@ -40,7 +40,7 @@ class Cell:
         self.kind = kind
         self.holder = holder
         self.node = node
-        self.value = value
+        self.value: Any = value
         self.meta: Meta = node.meta
         self.scalar = isinstance(value.buffer, bool | int | float)
 
@@ -248,6 +248,15 @@ class Recorder:
         if known is None:
             known = self.optimizers[id(optimizer)] = (optimizer, [self._group(g) for g in optimizer.param_groups])
         return known[1]
+
+    def let_go(self) -> None:
+        """Forget values and objects: what an entry keeps of this run must hold no memory of the state as it was."""
+        for cell in self.cells:
+            cell.value = None
+        for number in self.numbers.values():
+            number.home = None
+        self.outside.clear()
+        self.inside.clear()
 
     def _group(self, group: dict[str, Any]) -> dict[str, Any]:
         out = dict(group)

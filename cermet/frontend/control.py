@@ -116,10 +116,14 @@ def tune(fn: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any
     """
     if fn is None:
         if args or kwargs:
-            raise TypeError("tune: arguments were given but no function; call ct.tune(fn, *args), or `with ct.tune():` without arguments")
+            raise TypeError(
+                "tune: arguments were given but no function; call ct.tune(fn, *args), or `with ct.tune():` without arguments"
+            )
         return Tuning()
     if not callable(fn):
-        raise TypeError(f"tune: expected a function as first argument, got {type(fn).__name__}; pass the function itself, not its result")
+        raise TypeError(
+            f"tune: expected a function as first argument, got {type(fn).__name__}; pass the function itself, not its result"
+        )
     with Tuning() as tuning:
         realize(fn(*args, **kwargs))
     return tuning.results

@@ -9,8 +9,8 @@ Three functions come out of it:
 How work is shared out
     One 64-bit word of the pool, ``work``, holds a generation in its upper half and the number of chunks nobody has claimed
     in its lower half. The caller writes a launch into the pool and then this word; everyone, the caller included, claims
-    chunks by compare-and-swap (several at once while many are left) until none is left, and adds what it finished to ``done``, for which the caller waits. No worker is
-    ever waited for unless it has claimed something: one that sleeps, or whose core is busy elsewhere, costs nothing, and stopping
+    chunks by compare-and-swap until none is left, and adds what it finished to ``done``, for which the caller waits. A claim is
+    for a part of what is left: several chunks at first, single ones in the end, so that all finish together. No worker is ever waited for unless it has claimed something: one that sleeps, or whose core is busy elsewhere, costs nothing, and stopping
     the pool in the middle of a run is harmless. Since a claimed chunk holds the launch back, its description cannot change
     under whoever claimed it.
 

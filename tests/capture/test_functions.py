@@ -231,6 +231,40 @@ def test_methods_have_captures_of_their_own() -> None:
         assert b.forward(ct.ones(2)).tolist() == [3, 3]
 
 
+def test_copies_are_captured_anew() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(ct.ones(2))
+
+        @ct.compile
+        def forward(self, x: Any) -> Any:
+            return self.w * x
+
+    net = Net()
+    assert net(ct.ones(2)).tolist() == [1, 1]
+    other = copy.deepcopy(net)
+    with ct.no_grad():
+        other.w.mul_(3)
+    assert other(ct.ones(2)).tolist() == [3, 3] and net(ct.ones(2)).tolist() == [1, 1]
+    compiled = ct.compile(nn.Linear(2, 2))
+    compiled.weight = nn.Parameter(ct.zeros(2, 2))
+    compiled.bias = None
+    assert compiled(ct.ones(1, 2)).tolist() == [[0, 0]]
+    twin = copy.deepcopy(compiled)
+    assert [id(p) for p in twin.parameters()] != [id(p) for p in compiled.parameters()]
+
+
+def test_autocast_is_part_of_it() -> None:
+    a, b = x_of(4, 4), x_of(4, 4, seed=1)
+    f = ct.compile(lambda: a @ b)
+    for _ in range(2):
+        assert f().dtype is ct.float32
+        with ct.autocast("cpu", dtype=ct.bfloat16):
+            assert f().dtype is ct.bfloat16
+    assert f.cache_info().captures == 2
+
+
 def test_nested_and_recursive() -> None:
     inner = ct.compile(lambda x: x * 2)
 
@@ -335,6 +369,29 @@ def test_state_swaps_and_copies() -> None:
     for k in range(5):
         swap()
         assert a.tolist() == [(k + 1) % 2] * 3 and b.tolist() == [k % 2] * 3
+
+
+def test_a_capture_holds_no_old_state() -> None:
+    w = ct.zeros(1 << 16)
+    v = ct.ones(1 << 16)
+
+    @ct.compile
+    def step(x: Any, t: float) -> Any:
+        w.add_(x * t)
+        v.mul_(t)
+        return w[0]
+
+    x = ct.ones(1 << 16)
+    for k in range(4):
+        step(x, 1.0 + k)
+    addresses = w.data_ptr(), v.data_ptr()
+    before = ct.stats()["memory_live"]
+    for k in range(8):
+        step(x, 0.5 * k)
+    assert ct.stats()["memory_live"] <= before
+    assert (w.data_ptr(), v.data_ptr()) == addresses  # written in place
+    entry = next(iter(step._slots.values())).entries[0]
+    assert all(cell.value is None for cell in entry.cells)
 
 
 # ------------------------------------------------------------------------------------------------ gradients outside

@@ -26,7 +26,10 @@ def own_cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def operands() -> tuple[Any, Any]:
-    return (ct.from_numpy(_rng.standard_normal((160, 96)).astype(np.float32)), ct.from_numpy(_rng.standard_normal((96, 200)).astype(np.float32)))
+    return (
+        ct.from_numpy(_rng.standard_normal((160, 96)).astype(np.float32)),
+        ct.from_numpy(_rng.standard_normal((96, 200)).astype(np.float32)),
+    )
 
 
 def test_a_function_is_tuned_and_keeps_its_bits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,8 @@ def choose(
         ways = [("temp", kc)]
         if one_block:
             # Packed by each block for itself: rows are not divided then.
-            ways.append(("packed", min(kc, _k_block(tile, k, l1 // 4 if far_b else _l2_values(target, size) // max(m, 1) * tile.nr * size))))
+            room = l1 // 4 if far_b else _l2_values(target, size) // max(m, 1) * tile.nr * size
+            ways.append(("packed", min(kc, _k_block(tile, k, room))))
     found = []
     pack_a = 0 if read_a == "direct" else _PACK[unit_a]
     for read_b, kc in ways:
@@ -158,7 +159,11 @@ def alternatives(target: Any, b: Blocking, m: int, n: int) -> list[Blocking]:
     tallest = max(b.mc // b.tile.mr, _l2_values(target, b.tile.acc.itemsize) * 4 // 3 // (b.kc * b.tile.mr))
     rows, columns = b.m_blocks, -(-n_panels // (b.nc // b.tile.nr))
     tall = [i for i in {max(1, rows // 2), rows, rows + 1, rows * 2, rows * 4} if -(-m_panels // tallest) <= i <= m_panels]
-    wide = [j for j in {max(1, columns // 2), columns, columns + 1, columns * 2} if j <= n_panels and b.tile.nr * -(-n_panels // j) <= 1024]
+    wide = [
+        j
+        for j in {max(1, columns // 2), columns, columns + 1, columns * 2}
+        if j <= n_panels and b.tile.nr * -(-n_panels // j) <= 1024
+    ]
     if b.read_b == "packed":
         tall = [rows]
     found = {replace(b, mc=_rows_of(m, b.tile, i), m_blocks=i, nc=-(-n_panels // j) * b.tile.nr) for i in tall for j in wide}
@@ -167,7 +172,8 @@ def alternatives(target: Any, b: Blocking, m: int, n: int) -> list[Blocking]:
 
 def _rows_of(m: int, tile: Tile, blocks: int) -> int:
     """The most rows in one of so many blocks."""
-    return -(-(-(-m // tile.mr)) // blocks) * tile.mr
+    panels = -(-m // tile.mr)
+    return -(-panels // blocks) * tile.mr
 
 
 def _divide(
@@ -197,7 +203,9 @@ def _counted(
     """The least estimated cost, and into how many parts ``k``, ``m`` and ``n`` are divided for it: into blocks of at most so many panels."""
     m_panels, n_panels = -(-m // mr), -(-n // nr)
     rows, columns = _counts(m_panels, tallest), _counts(n_panels, broadest)
-    parts = [p for p in (1, 2, 4, 8, 16, 32) if p == 1 or (k >= p * _LEAST_PART and p * batch * m * n <= max(k * (m + n), 1 << 18))]
+    parts = [
+        p for p in (1, 2, 4, 8, 16, 32) if p == 1 or (k >= p * _LEAST_PART and p * batch * m * n <= max(k * (m + n), 1 << 18))
+    ]
     least = 2.0 * batch * m * n * k
     pack_a, pack_b = pack_a * batch * m * k, pack_b * batch * n * k
     stream_b = batch * n * k * _STREAM_B if read_b == "temp" else 0

@@ -119,7 +119,9 @@ class _Problem:
 
     def output(self, adds: bool = False) -> Output:
         s = self.spec
-        return Output(self.acc, s.dtype_out, s.strides_out[-1] == 1, adds, self.epilogue, self.swapped, self.fold > 0, self.turned)
+        return Output(
+            self.acc, s.dtype_out, s.strides_out[-1] == 1, adds, self.epilogue, self.swapped, self.fold > 0, self.turned
+        )
 
     def output_args(self) -> dict[str, Arg]:
         """Arguments for the parameters that the output adds to a kernel."""

@@ -204,6 +204,7 @@ class WinogradGradSum:
         k = KernelEmit(module, self.ENTRY, self.PARAMS, target)
         s = {p: k.slot(p) for p in self.PARAMS[2:]}
         columns = self.vectors * self.lanes
+        totals = k.alloca(acc_type(self.compute), (self.outputs + 2) ** 2 * self.lanes)
         with k.loop(k.begin, k.end) as block:
             base = k.min(k.mul(block, self.rows), k.sub(s["c"], self.rows))
             skip = k.sub(k.mul(block, self.rows), base)  # channels that the tile before has stored
@@ -213,25 +214,30 @@ class WinogradGradSum:
                 from_ = k.at(k.slot("src", PTR), within, acc_type(self.compute))
                 o = k.add(k.min(k.mul(j, columns), k.sub(s["o"], columns)), v)
                 to = k.add(k.mul(o, s["s_o"]), k.mul(k.add(base, i), s["s_c"]))
-                self._vector(k, s, from_, k.at(k.slot("dst", PTR), to, memory_type(self.result)))
+                self._vector(k, s, totals, from_, k.at(k.slot("dst", PTR), to, memory_type(self.result)))
         k.done()
         return module
 
-    def _vector(self, k: KernelEmit, s: dict[str, Value], from_: Value, to: Value) -> None:
-        """The nine taps of one input channel and a vector of output channels."""
+    def _vector(self, k: KernelEmit, s: dict[str, Value], totals: Value, from_: Value, to: Value) -> None:
+        """The nine taps of one input channel and a vector of output channels; ``totals`` has room for the points."""
         n, element = self.outputs + 2, acc_type(self.compute)
         point = k.mul(k.mul(s["row_tiles"], s["column_tiles"]), self.rows * self.vectors * self.lanes)
 
-        def total(i: int, j: int) -> Value:
-            # The points of a tile are numbered column by column.
-            place = k.at(from_, k.mul(point, i * n + j), element)
+        with k.loop(0, n * n) as p:
+            place = k.at(from_, k.mul(point, p), element)
 
             def add(t: Value, acc: list[Value]) -> list[Value]:
-                return [k.plus(acc[0], k.load(k.at(place, k.mul(t, s["elements"]), element), self.compute, self.lanes))]
+                at = k.at(place, k.mul(t, s["elements"]), element)
+                return [k.plus(acc[0], k.load(at, self.compute, self.lanes))]
 
-            return k.fold(1, s["spans"], 1, [k.load(place, self.compute, self.lanes)], add)[0]
+            [total] = k.fold(1, s["spans"], 1, [k.load(place, self.compute, self.lanes)], add)
+            k.store(total, k.at(totals, k.mul(p, self.lanes), element), self.compute)
 
-        rows = list(apply_2d(k, transposed(transforms(self.outputs).weights), total))
+        def summed(i: int, j: int) -> Value:
+            # The points of a tile are numbered column by column.
+            return k.load(k.at(totals, (i * n + j) * self.lanes, element), self.compute, self.lanes)
+
+        rows = list(apply_2d(k, transposed(transforms(self.outputs).weights), summed))
         taps = [value for row in rows for value in row]
         type_ = memory_type(self.result)
         if self.dense and self.lanes == 8:

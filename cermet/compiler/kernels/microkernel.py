@@ -140,7 +140,10 @@ def tile_function(
             return em.load(em.at(moved, offsets[i], memory_type(dtype_a)), dtype_a)
 
     def advance(at: Sequence[Value], steps: int) -> Sequence[Value]:
-        moved = [em.at(at[0], em.mul(step_a, steps), memory_type(dtype_a)), em.at(at[1], em.mul(ldb, steps), memory_type(dtype_b))]
+        moved = [
+            em.at(at[0], em.mul(step_a, steps), memory_type(dtype_a)),
+            em.at(at[1], em.mul(ldb, steps), memory_type(dtype_b)),
+        ]
         if ahead:
             em.prefetch(at[2], write=False, near=2)
             moved.append(em.at(at[2], em.mul(soon[1], steps), acc_type(tile.acc)))

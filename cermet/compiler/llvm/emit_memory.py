@@ -239,7 +239,7 @@ class Memory(Expressions):
 
     def _nontemporal(self) -> str:
         """The module's name for LLVM's mark of stores past the caches."""
-        return self.scopes[0].ir.module.add_metadata([ir.Constant(ir.IntType(32), 1)]).get_reference()  # type: ignore[no-any-return]
+        return self.scopes[0].ir.module.add_metadata([ir.Constant(ir.IntType(32), 1)]).get_reference()
 
     def _if(self, mask: Val, body: Any) -> None:
         raise NotImplementedError

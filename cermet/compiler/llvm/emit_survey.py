@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from cermet import dtypes as dt
 from cermet.compiler.llvm.emit_expr import Expressions, Node
-from cermet.compiler.loops.ir import MATH, Define, For, Guard, Param, Reduce, Stmt, Store, Var
+from cermet.compiler.loops.ir import MATH, Define, For, Guard, Param, Prefetch, Reduce, Stmt, Store, Var
 
 __all__ = ["strips", "unrolls"]
 
@@ -84,6 +84,8 @@ def survey(e: Expressions, body: list[Stmt], var: Var) -> Work:
                 times = times if unrolls(e, inner, times, False) else 1
             again = looped or (isinstance(inner, For) and times == 1)
             stack.extend((s, copies * times, again) for s in inner.body)
+            continue
+        if isinstance(inner, Prefetch):
             continue
         value = inner.init if isinstance(inner, Define) else inner.value
         if isinstance(inner, Reduce):

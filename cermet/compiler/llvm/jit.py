@@ -145,7 +145,9 @@ def compile_many(requests: Sequence[Request]) -> list[Code]:
                     mine[key] = (request, pending)
                 waiting[key] = pending
     if mine:
-        _side_by_side([lambda k=k, r=r, f=f: _fulfil(k, r, f) for k, (r, f) in mine.items()])  # type: ignore[misc]
+        # The longest first, so that no thread is left with one of them at the end.
+        order = sorted(mine.items(), key=lambda item: item[1][0].effort == LIGHT)
+        _side_by_side([lambda k=k, r=r, f=f: _fulfil(k, r, f) for k, (r, f) in order])  # type: ignore[misc]
     return [code if code is not None else waiting[key].result() for key, code in zip(keys, found, strict=True)]
 
 

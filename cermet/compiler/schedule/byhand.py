@@ -69,4 +69,4 @@ COMBINE = {"sum": "add", "prod": "mul", "max": "max", "min": "min"}
 
 def combined(op: str, x: Expr, y: Expr) -> Expr:
     """``x op y`` with op one of `COMBINE`."""
-    return builder.binary(op, x, y) if op in ("max", "min") else getattr(builder, op)(x, y)  # type: ignore[no-any-return]
+    return builder.binary(op, x, y) if op in ("max", "min") else getattr(builder, op)(x, y)

@@ -45,11 +45,11 @@ def regions(trees: Iterable[Tree], axes: Axes, lanes: int) -> list[Box]:
     sides: list[list[tuple[int, int]]] = []
     for a, row in enumerate(axes.extents):
         extent = row[0] if len(row) == 1 else 0
-        at = sorted(cuts.get(a, ()))
-        if a == lanes and len(at) < FEW and (len(at) + 1) * NARROW > extent:
-            at = []
-        marks = [0, *at, extent]
-        sides.append([(x, y - x) for x, y in itertools.pairwise(marks)] if at else [(0, -1)])
+        inner = sorted(cuts.get(a, ()))
+        if a == lanes and len(inner) < FEW and (len(inner) + 1) * NARROW > extent:
+            inner = []
+        marks = [0, *inner, extent]
+        sides.append([(x, y - x) for x, y in itertools.pairwise(marks)] if inner else [(0, -1)])
     count = 1
     for s in sides:
         count *= len(s)

@@ -67,7 +67,7 @@ def select_calls(node: Node, strides_of: StridesOf, target: Target) -> list[Call
         Assign(last, values.load(many - 1)),
     ]
     walk = For(s, run, [Guard(builder.or_(_better(candidate, last.expr, largest), unfilled), insert)])
-    body = [
+    body: list[Any] = [
         For(t := Var("t"), many, [Store(places, t.expr, ir.const(-1)), Store(values, t.expr, builder.const(0, dtype))]),
         Define(last, builder.const(0, dtype)),
         Define(count, ir.const(0)),
