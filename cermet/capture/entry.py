@@ -431,9 +431,12 @@ class Entry:
 
     def _commit(self, made: _Values, tensors: list[Any]) -> None:
         cells, nodes, alone, outs = self.cells, made.nodes, made.alone, made.outs
+        replaced = [k for _, _, k in self.grad_places]
         for k, output in self.writes:
             cell = cells[k]
             kind = cell.kind
+            if k in alone and k in replaced:
+                continue  # a gradient's tensor that another one replaces, and that nobody else has
             if k in alone and output.kind == "out":
                 n = nodes[k]
                 n.buffer = outs[output.place]

@@ -15,6 +15,7 @@ from cermet.compiler.kernels.contraction import Epilogue
 from cermet.compiler.loops import ir
 from cermet.compiler.loops.ir import Define, Expr, For, Kernel, Register, Store, Var
 from cermet.compiler.loops.text import fingerprint
+from cermet.compiler.schedule.cost import cost_of
 from cermet.compiler.schedule.domain import Axes, Class, atoms_of, merge, rigid_dims
 from cermet.compiler.schedule.fuse import Fusion, Group, is_leaf, source_of
 from cermet.compiler.schedule.index import Dim, Idx, NeedSplit, delinearize, linearize
@@ -38,6 +39,11 @@ class _Unfit(Exception):
     pass
 
 
+# Instructions for each element from which on a map is better made on its own: on strips as small as a tile there are too few vectors at
+# once to hide a long chain (gelu's gradient: 2.9 ns an element as an epilogue, 1.6 with all its traffic as a map).
+_LONG = 40
+
+
 def find_epilogues(
     fusion: Fusion, outputs: Sequence[Node], strides_of: Callable[[Node], tuple[int, ...] | None]
 ) -> dict[Group, Fused]:
@@ -55,6 +61,8 @@ def find_epilogues(
     out: dict[Group, Fused] = {}
     for g in fusion.groups:
         if g.kind != "loop" or any(n.call.op.kind not in ("elementwise", "movement") for n in fusion.evaluated[g]):
+            continue
+        if sum(cost_of(n.call) for n in fusion.evaluated[g] if n.call.op.kind == "elementwise") >= _LONG:
             continue
         candidates = [
             n

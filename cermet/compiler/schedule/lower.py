@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from cermet import dtypes as dt
@@ -18,61 +17,31 @@ from cermet.compiler.loops.build import builder
 from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, Prefetch, Reduce, Register, Store, Var
 from cermet.compiler.schedule.cost import cost_of
 from cermet.compiler.schedule.domain import Axes, Class, atoms_of, coefficient, merge, ordered, rigid_dims
+from cermet.compiler.schedule.forms import (
+    AHEAD,
+    BLOCK,
+    DEAR,
+    FULL_LANES,
+    NEAR,
+    REDUCE,
+    SMALL_EXTENT,
+    SPAN,
+    STRIP,
+    LoopCall,
+    identity_of,
+    strip_of,
+    subtrees,
+)
 from cermet.compiler.schedule.fuse import Group
 from cermet.compiler.schedule.index import Dim, Idx, NeedSplit, delinearize, linearize
+from cermet.compiler.schedule.partials import Partials
 from cermet.compiler.schedule.regions import Box, regions
 from cermet.compiler.schedule.tree import Dynamic, Tree, Trees
-from cermet.compiler.schedule.writer import Binding, Env, Writer, dims_of, rounded
+from cermet.compiler.schedule.writer import Env, Writer, dims_of, rounded
 from cermet.graph.node import Node
 from cermet.graph.sizes import at_least
 
-__all__ = ["LoopCall", "lower_group"]
-
-BLOCK = 8192  # elements of a map or row block
-WIDE, NARROW = 64, 16  # lanes' extents of a column block: narrow ones where wide ones would be too few to share out
-FEW_BLOCKS = 8
-NEAR, AHEAD = 1 << 18, 4096  # bytes that the nearer caches hold anyway; how far ahead rows are asked for
-DEAR = 8  # instructions past which a value is rather kept than computed again
-FULL_LANES = 16  # an extent that fills the vectors
-STRIP, SPAN = 8, 256  # lanes and steps of a tile
-SMALL_EXTENT = 16  # reduced dims up to this are unrolled
-SPLIT_FROM = 32768  # a reduction of this many elements on few rows is cut into chunks
-
-_REDUCE = {
-    "reduce_sum": "add", "reduce_prod": "mul", "reduce_max": "max", "reduce_min": "min", "reduce_any": "or", "reduce_all": "and",
-}  # fmt: skip
-
-
-@dataclass
-class LoopCall:
-    """One launch of a kernel made of loop IR, its parameters bound to nodes and numbers.
-
-    temps: bytes of temporaries it shares with the other calls of its group.
-    inplace: (read, written) pairs of values that may be one memory: each element is written from the very element read, nothing else reads it.
-    """
-
-    kernel: Kernel
-    bindings: list[Binding]
-    blocks: int
-    grain: int = 1
-    scratch: int = 0
-    temps: list[int] = field(default_factory=list)
-    inplace: list[tuple[Node, Node]] = field(default_factory=list)
-
-
-def identity_of(op: str, dtype: dt.DType) -> Expr:
-    """The value that changes nothing."""
-    d = dtype.compute
-    if op in ("add", "or"):
-        return builder.const(0, d)
-    if op in ("mul", "and"):
-        return builder.const(1, d)
-    if d.kind == "f":
-        return builder.const(-math.inf if op == "max" else math.inf, d)
-    if d.kind == "b":
-        return builder.const(op == "min", d)
-    info = dt.iinfo(d)
-    return builder.const(info.min if op == "max" else info.max, d)
+__all__ = ["LoopCall", "identity_of", "lower_group"]
 
 
 def lower_group(
@@ -122,7 +91,7 @@ def _lowering(group: Group, evaluated: set[Node], stored: set[Node], strides_of:
     return _Lowering(group, evaluated, stored, strides_of, axes, False, cache)
 
 
-class _Lowering:
+class _Lowering(Partials):
     def __init__(
         self, group: Group, evaluated: set[Node], stored: set[Node], strides_of: Any, axes: Axes, split: bool, cache: int
     ) -> None:
@@ -460,14 +429,14 @@ class _Lowering:
             registers.append([])
             for n in self.reductions:
                 reg = Register(f"acc{len(registers)}", n.meta.dtype.compute)
-                loop.body.append(Define(reg, identity_of(_REDUCE[n.call.op.name], n.meta.dtype)))
+                loop.body.append(Define(reg, identity_of(REDUCE[n.call.op.name], n.meta.dtype)))
                 registers[-1].append((n, reg))
         nest, inner = self._nest(w, envs[0], True)
         steps = {c: inner.values[c] for c in self.inner_classes}
         for env, regs in zip(envs, registers, strict=True):
             at = Env(steps, inner.body, env)
             for n, reg in regs:
-                inner.body.append(Reduce(reg, _REDUCE[n.call.op.name], w.write(self.reduce_trees[n], at)))
+                inner.body.append(Reduce(reg, REDUCE[n.call.op.name], w.write(self.reduce_trees[n], at)))
         loop.body.extend(nest)
         for env, regs in zip(envs, registers, strict=True):
             self._keep(w, env, regs)
@@ -482,7 +451,7 @@ class _Lowering:
         body: list[Any] = []
         if self.numel_inner <= SMALL_EXTENT:
             return self._windows(w, p, v, outer, lanes, combine)
-        strip = _strip(rows, width)
+        strip = strip_of(rows, width)
         pieces = -(-width // strip)
         count = rows * pieces
         loop = For(v, ir.const(0), [], "vector")
@@ -541,11 +510,11 @@ class _Lowering:
             registers = []
             for n in here:
                 reg = Register(f"acc{len(w.registers)}", n.meta.dtype.compute)
-                env.body.append(Define(reg, identity_of(_REDUCE[n.call.op.name], n.meta.dtype)))
+                env.body.append(Define(reg, identity_of(REDUCE[n.call.op.name], n.meta.dtype)))
                 registers.append((n, reg))
             body, inner = self._nest(w, env, lanes_inside)
             for (n, top, offset, _), (at, tree) in kept.items():
-                if at < stage <= top.stage and any(tree in _subtrees(t) for t in self._written_at(stage)):
+                if at < stage <= top.stage and any(tree in subtrees(t) for t in self._written_at(stage)):
                     value = Register("waited", n.meta.dtype)  # read before the root takes its place
                     inner.body.append(Define(value, w.buffer(n, True).load(w.position(offset, inner, n))))
                     inner.memo[id(tree)] = value.expr
@@ -558,7 +527,7 @@ class _Lowering:
                     inner.memo[id(tree)] = value.expr
                     inner.body.append(Store(w.buffer(n, True), w.position(offset, inner, n), value.expr))
             for n, reg in registers:
-                inner.body.append(Reduce(reg, _REDUCE[n.call.op.name], w.write(self.reduce_trees[n], inner)))
+                inner.body.append(Reduce(reg, REDUCE[n.call.op.name], w.write(self.reduce_trees[n], inner)))
             env.body.extend(body)
             self._keep(w, env, registers)
         self._between(w, env, last + 1)
@@ -574,10 +543,10 @@ class _Lowering:
             n, top, _, outer = root
             if outer or n.meta.dtype.compute is not n.meta.dtype or top.stage == 0:
                 continue
-            own = {id(t) for t in _subtrees(top)}
+            own = {id(t) for t in subtrees(top)}
             best = 0
             for tree in self.reduce_trees.values():
-                for t in _subtrees(tree) if tree.stage < top.stage else ():
+                for t in subtrees(tree) if tree.stage < top.stage else ():
                     fits = (
                         t.kind == "op"
                         and t.stage == tree.stage
@@ -624,141 +593,3 @@ class _Lowering:
             body.append(loop)
             body = loop.body
         return top, Env(values, body, env)
-
-    # -- long reductions on few rows ---------------------------------------------------------------------------------
-
-    def _should_split(self) -> bool:
-        if self.trees.dynamics:
-            return False
-        later = any(t.stage for t in self.reduce_trees.values()) or any(t.stage and not outer for _, t, _, outer in self.roots)
-        if self.form == "rows" or later:
-            return self.numel_inner >= SPLIT_FROM and self.numel_outer < (2 if later else FEW_BLOCKS)
-        blocks = -(-self.outer_classes[-1].extent // WIDE) * math.prod([c.extent for c in self.outer_classes[:-1]])
-        return self.numel_inner * self.numel_outer >= SPLIT_FROM and blocks < 2 * FEW_BLOCKS and self.numel_inner >= 128
-
-    def _split_calls(self) -> list[LoopCall]:
-        """Partial results of fixed chunks in one launch, their combination and the later stages in a second."""
-        first = [n for n in self.reductions if self.reduce_trees[n].stage == 0]
-        cut = max(self.inner_classes, key=lambda c: c.extent)
-        # In rows a chunk is a run of elements; in columns of all columns' elements.
-        across = 1 if self.form == "rows" else min(self.numel_outer, 256)
-        chunk = max(1, -(-cut.extent * (BLOCK // across) // self.numel_inner))
-        chunks = -(-cut.extent // chunk)
-        temps = [chunks * self.numel_outer * n.meta.dtype.compute.itemsize for n in first]
-        a = self._partials(first, cut, chunk, chunks)
-
-        def combine(w: Writer, env: Env) -> None:
-            self._combine(w, env, first, chunks)
-
-        roots, self.roots = self.roots, [r for r in self.roots if r[3] or r[1].stage > 0]
-        b = self._rows(combine) if self.form == "rows" else self._columns(combine)
-        self.roots = roots
-        a.temps = b.temps = temps
-        return [a, b]
-
-    def _outer_position(self, w: Writer, env: Env) -> Expr:
-        """Row-major position among the classes that remain."""
-        out: Expr = ir.const(0)
-        for c in self.outer_classes:
-            out = out * w.integer(c.extent) + env.values[c]
-        return out
-
-    def _partials(self, first: list[Node], cut: Class, chunk: int, chunks: int) -> LoopCall:
-        w = self._begin()
-        p = Var("p")
-        count = chunks * self.numel_outer
-        size = w.integer(chunk)
-        body: list[Any] = []
-        block = p.expr
-        if self.form == "rows":
-            parts = w.integer(chunks)
-            c, row = Expr("trem", (block, parts), dt.int64), Expr("tdiv", (block, parts), dt.int64)
-            env = Env(self._rows_of(w, self.outer_classes, row), body)
-        else:
-            count, c, env = self._column_blocks(w, block, chunks, body)
-        start = c * size
-        extent = builder.min(size, w.integer(cut.extent) - start)
-        registers: list[tuple[Node, Register]] = []
-        for n in first:
-            reg = Register(f"acc{len(registers)}", n.meta.dtype.compute)
-            env.body.append(Define(reg, identity_of(_REDUCE[n.call.op.name], n.meta.dtype)))
-            registers.append((n, reg))
-        nest, inner = self._nest(w, env, self.form == "rows")
-        _cut_loop(nest, inner, cut, start, extent)
-        for root in self.roots:
-            if not root[3] and root[1].stage == 0:
-                self._store(w, inner, *root[:3])
-        for n, reg in registers:
-            inner.body.append(Reduce(reg, _REDUCE[n.call.op.name], w.write(self.reduce_trees[n], inner)))
-        env.body.extend(nest)
-        for k, (n, reg) in enumerate(registers):
-            place = c * w.integer(self.numel_outer) + self._outer_position(w, env)
-            env.body.append(Store(w.temp(k, n.meta.dtype.compute, True), place, reg.expr))
-        return self._finish(w, p, count, body, 8192, "partials")
-
-    def _column_blocks(self, w: Writer, block: Expr, chunks: int, body: list[Any]) -> tuple[int, Expr, Env]:
-        """Blocks of (chunk, outer rows, column piece)."""
-        *outer, lanes = self.outer_classes
-        rows, width = math.prod([c.extent for c in outer]), lanes.extent
-        strip = WIDE
-        pieces = -(-width // strip)
-        n = w.integer(chunks)
-        c, rest = Expr("trem", (block, n), dt.int64), Expr("tdiv", (block, n), dt.int64)
-        piece: Expr = ir.const(0)
-        if pieces > 1:
-            m = w.integer(pieces)
-            piece, rest = Expr("trem", (rest, m), dt.int64), Expr("tdiv", (rest, m), dt.int64)
-        v = Var("v")
-        loop = For(v, self._rest(w, width, ir.const(strip), piece, pieces), [], "vector")
-        body.append(loop)
-        env = Env({lanes: piece * ir.const(strip) + v.expr, **self._rows_of(w, outer, rest)}, loop.body)
-        return chunks * rows * pieces, c, env
-
-    def _combine(self, w: Writer, env: Env, first: list[Node], chunks: int) -> None:
-        """Add up the chunks' partial results, in order."""
-        registers: list[tuple[Node, Register]] = []
-        var = Var("c")
-        for n in first:
-            reg = Register(f"sum{len(registers)}", n.meta.dtype.compute)
-            env.body.append(Define(reg, identity_of(_REDUCE[n.call.op.name], n.meta.dtype)))
-            registers.append((n, reg))
-        loop = For(var, w.integer(chunks), [], "serial")
-        place = var.expr * w.integer(self.numel_outer) + self._outer_position(w, env)
-        for k, (n, reg) in enumerate(registers):
-            part = w.temp(k, n.meta.dtype.compute, False)
-            loop.body.append(Reduce(reg, _REDUCE[n.call.op.name], part.load(place)))
-        env.body.append(loop)
-        self._keep(w, env, registers)
-
-
-def _subtrees(tree: Tree) -> list[Tree]:
-    """All trees in a tree, each once."""
-    found = {id(tree): tree}
-    stack = [tree]
-    while stack:
-        for t in stack.pop().args:
-            if id(t) not in found:
-                found[id(t)] = t
-                stack.append(t)
-    return list(found.values())
-
-
-def _strip(rows: int, width: int) -> int:
-    """Extent of a column block."""
-    return WIDE if rows * -(-width // WIDE) >= FEW_BLOCKS else NARROW
-
-
-def _cut_loop(nest: list[Any], inner: Env, cut: Class, start: Expr, extent: Expr) -> None:
-    """Restrict the loop of class ``cut`` to ``extent`` values from ``start``."""
-    var = inner.values[cut].attr
-    stack = list(nest)
-    while stack:
-        loop = stack.pop()
-        if isinstance(loop, For):
-            if loop.var is var:
-                loop.extent = extent
-                loop.unroll = False
-                inner.values[cut] = start + var.expr
-                return
-            stack.extend(loop.body)
-    raise RuntimeError("the loop to cut is not in the nest")
