@@ -17,7 +17,20 @@ from cermet.dtypes import DType
 from cermet.graph.node import Call, Meta, Node
 from cermet.graph.sizes import Size, presently
 
-__all__ = ["OUT", "REGISTRY", "Arg", "Failing", "OpDef", "Sample", "ShapeError", "VjpContext", "call_op", "count_of", "hooks", "whole_of"]
+__all__ = [
+    "OUT",
+    "REGISTRY",
+    "Arg",
+    "Failing",
+    "OpDef",
+    "Sample",
+    "ShapeError",
+    "VjpContext",
+    "call_op",
+    "count_of",
+    "hooks",
+    "whole_of",
+]
 
 OUT = -1
 """In ``saves``: the op's own (first) result; ``OUT - 1`` the second, and so on."""

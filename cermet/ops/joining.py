@@ -95,7 +95,8 @@ def _cat_decompose(*xs: Any, dim: int) -> Any:
         return xs[0]
     while len(parts) > 1:
         joined = [
-            (parts[k][0], where(lt(place, whole_of(parts[k + 1][0])), parts[k][1], parts[k + 1][1])) for k in range(0, len(parts) - 1, 2)
+            (parts[k][0], where(lt(place, whole_of(parts[k + 1][0])), parts[k][1], parts[k + 1][1]))
+            for k in range(0, len(parts) - 1, 2)
         ]
         parts = joined + ([parts[-1]] if len(parts) % 2 else [])
     return parts[0][1]

@@ -12,6 +12,14 @@ from cermet.compiler.schedule.tree import Tree
 from cermet.compiler.schedule.writer import Binding
 from cermet.graph.node import Node
 
+__all__ = [
+    "REDUCE",
+    "LoopCall",
+    "identity_of",
+    "strip_of",
+    "subtrees",
+]
+
 BLOCK = 8192  # elements of a map or row block
 WIDE, NARROW = 64, 16  # lanes' extents of a column block: narrow ones where wide ones would be too few to share out
 FEW_BLOCKS = 8

@@ -132,7 +132,10 @@ def _from_plan(plan: Plan, operands: dict[str, tuple[Any, ...]], node: Node, nam
     """Launches with operands bound by name; a result that an epilogue replaces is bound to nothing."""
     spaces = [TempSpace(n) for n in plan.temps]
     out = []
-    origin = Origin(*plan.origin, operands, name or node.call.op.name) if plan.origin is not None else None
+    origin = None
+    if plan.origin is not None:
+        family, what, epilogue, values = plan.origin
+        origin = Origin(family, what, epilogue, values, operands, name or node.call.op.name)
     for launch in plan.launches:
         args: list[tuple[Any, ...]] = []
         for a in launch.args:
@@ -162,8 +165,8 @@ def _planned(plan: Callable[..., Plan], what: tuple[Any, ...], epilogue: Any, ar
     that of others: the whole family is one step of the template.
     """
     if tracing() is not None and has_letters(what):
-        found = _planned(plan, presently(what), epilogue, args)
-        return Plan(found.launches, found.temps, (plan, what, epilogue, args))
+        concrete = _planned(plan, presently(what), epilogue, args)
+        return Plan(concrete.launches, concrete.temps, (plan, what, epilogue, args))
     key = (plan, what, None if epilogue is None else epilogue.key, len(args), config.winograd)
     found = _plans.get(key)
     if found is None:
