@@ -189,7 +189,18 @@ class CompiledFunction:
         return f"<compiled {self._fn!r}>"
 
 
-def compile(fn: Any = None, *, cache_size: int = 64, verify: bool = False) -> Any:
+def compile(
+    fn: Any = None,
+    *,
+    fullgraph: bool = False,
+    dynamic: bool | None = None,
+    backend: Any = None,
+    mode: str | None = None,
+    options: Any = None,
+    disable: bool = False,
+    cache_size: int = 64,
+    verify: bool = False,
+) -> Any:
     """Capture a function once per signature, and replay it without running its Python.
 
     The function may be a whole training step: forward pass, backward pass, ``optimizer.step()`` and ``zero_grad()``. Parameters, gradients,
@@ -202,6 +213,9 @@ def compile(fn: Any = None, *, cache_size: int = 64, verify: bool = False) -> An
 
     Args:
         fn: a function, method or module; without it ``compile`` is a decorator.
+        fullgraph, dynamic, backend, mode, options: PyTorch's, accepted without effect: there is one compiler, every capture is a full graph, and
+            kernels take sizes as arguments.
+        disable: return ``fn`` itself.
         cache_size: signatures kept, least recently captured out first.
         verify: run the function in Python too in each call, and compare results and all that was written, bit by bit.
 
@@ -215,9 +229,11 @@ def compile(fn: Any = None, *, cache_size: int = 64, verify: bool = False) -> An
     if isinstance(cache_size, bool) or not isinstance(cache_size, int) or cache_size < 1:
         raise ValueError(f"compile: cache_size is a positive integer, got {cache_size!r}")
     if fn is None:
-        return lambda f: compile(f, cache_size=cache_size, verify=verify)
+        return lambda f: compile(f, disable=disable, cache_size=cache_size, verify=verify)
     if isinstance(fn, TensorBase) or not callable(fn):
         raise TypeError(f"compile: expected a function or a module, got {type(fn).__name__}")
+    if disable:
+        return fn
     if isinstance(fn, CompiledFunction):
         fn = fn._fn
     return CompiledFunction(fn, cache_size, bool(verify))

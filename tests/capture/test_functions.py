@@ -717,3 +717,14 @@ def test_threads_that_train_one_state() -> None:
     for t in threads:
         t.join()
     assert not errors and total.tolist() == [201.0] * 64
+
+
+def test_arguments_of_other_compilers_are_accepted() -> None:
+    f = ct.compile(lambda x: x * 2, fullgraph=True, dynamic=False, backend="inductor", mode="max-autotune", options={})
+    assert f(ct.ones(2)).tolist() == [2.0, 2.0]
+
+    def g(x: ct.Tensor) -> ct.Tensor:
+        return x
+
+    assert ct.compile(g, disable=True) is g
+    assert ct.compile(disable=True)(g) is g
