@@ -2,7 +2,7 @@
 
 Numbers come from Philox-4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3; SC 2011) with the
 seed as key and a counter. A call that draws n elements takes the counters offset … offset + n - 1 and moves the offset on
-(where one word makes an element these number words, of a second family of blocks with four words each). Seed
+(where one word makes an element, or two elements share two, these number words, of further families of blocks with four words each). Seed
 and offset reach programs as run-time scalars, so nothing is ever compiled for them; and the numbers do not depend on threads or
 devices.
 """

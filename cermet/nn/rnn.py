@@ -14,6 +14,7 @@ from cermet.nn import functional, init
 from cermet.nn.module import Module
 from cermet.nn.parameter import Parameter, empty
 from cermet.nn.utils.rnn import PackedSequence, lengths_of, packed_rows, padded_rows
+from cermet.ops.autocast import autocasting
 from cermet.ops.composing import shaped
 from cermet.ops.public import PUBLIC
 from cermet.ops.recurrent import GATES, recurrent
@@ -23,6 +24,9 @@ F: Any = functional
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNBase", "RNNCell", "RNNCellBase"]
 
 _KINDS = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
+
+
+_steps = autocasting(recurrent, "lower")  # projections, weights and states then have one dtype
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> Any:
@@ -138,7 +142,7 @@ class RNNBase(Module):
         inputs += [bias_hh] if apart else []
         inputs += [getattr(self, "weight_hr" + suffix)] if self.proj_size else []
         inputs += [keep] if keep is not None else []
-        _, *out = recurrent(
+        _, *out = _steps(
             *inputs,
             kind=self._kind,
             reverse=suffix.endswith("reverse"),
@@ -339,7 +343,7 @@ class RNNCellBase(Module):
             states = tuple(s.unsqueeze(0) if len(s.shape) == 1 else s for s in states)
         biases = (self.bias_hh,) if self.bias else ()
         gx = F.linear(x, self.weight_ih, self.bias_ih)
-        _, _, *new = recurrent(
+        _, _, *new = _steps(
             shaped(gx, (1, *gx.shape)),
             self.weight_hh,
             *states,

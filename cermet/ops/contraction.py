@@ -254,7 +254,7 @@ def mv(input: Any, vec: Any) -> Any:
     return product(input, vec)
 
 
-@public(aliases=("vdot",))
+@public(aliases=("vdot",), autocast="widest")
 def dot(input: Any, other: Any) -> Any:
     """Sum of the products of two vectors' elements."""
     _check_dim("dot", input, 1, "input")

@@ -2,7 +2,7 @@
 
 A window is a movement (`windows`), so a pool is one reduction over it. Windows that tile the input exactly are a reshape, whose
 gradient is a reshape too. The gradient of a maximum goes to its first place in the window; it is found again from the input
-rather than stored.
+rather than stored. Where windows overlap, each element gathers from the windows that it is in.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from cermet import dtypes as dt
 from cermet.graph.node import Meta, meta
 from cermet.ops.composing import crop, maximum_of, narrow, pad_with, shaped, spread_like, sum_of, wide
 from cermet.ops.define import OUT, Arg, Failing, OpDef, Sample
-from cermet.ops.elementwise import add, div, eq, mul, ne, where
-from cermet.ops.movement import unslice, windows
+from cermet.ops.elementwise import add, div, eq, ge, le, mul, ne, sub, where
+from cermet.ops.movement import permute, windows
 from cermet.ops.reduction import reduce_min
 from cermet.ops.support import full_value, index_value, zeros_like_value
 
@@ -52,6 +52,12 @@ def _check(name: str, m: Meta, n: int, kernel: Any, stride: Any, padding: Any, d
     return (*m.shape[:-n], *out)
 
 
+def _tiling(sizes: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, out: Any) -> bool:
+    """Whether each element of the input is in exactly one window."""
+    whole = all(s == k * o for s, k, o in zip(sizes, kernel, out))
+    return whole and tuple(kernel) == tuple(stride) and not any(padding) and all(d == 1 for d in dilation)
+
+
 def _window_view(
     x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, out: Sequence[int], fill: float
 ) -> tuple[Any, tuple[int, ...]]:
@@ -63,12 +69,7 @@ def _window_view(
     shape = tuple(x.shape)
     lead, sizes = shape[:-n], shape[-n:]
     base = len(lead)
-    if (
-        kernel == stride
-        and not any(padding)
-        and all(d == 1 for d in dilation)
-        and all(s == k * o for s, k, o in zip(sizes, kernel, out))
-    ):
+    if _tiling(sizes, kernel, stride, padding, dilation, out):
         tiled = [v for o, k in zip(out, kernel) for v in (o, k)]
         return shaped(x, (*lead, *tiled)), tuple([base + 2 * i + 1 for i in range(n)])
     reach = [(o - 1) * t + d * (k - 1) + 1 for o, t, d, k in zip(out, stride, dilation, kernel)]
@@ -109,15 +110,16 @@ def _out_shape(x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ce
     return tuple([pooled_size(s, k, t, p, d, ceil) for s, k, t, p, d in each])
 
 
-def _first_hit(view: Any, y: Any, dims: tuple[int, ...], kernel: Any) -> tuple[Any, Any]:
-    """The number (row-major in the window) of each element, and that of each window's first maximum; NaN counts as one."""
+def _first_hit(view: Any, y: Any, dims: tuple[int, ...], kernel: Any, stride: Any, dilation: Any) -> tuple[Any, Any]:
+    """The number (row-major in the window, see `_pitch`) of each element, and that of each window's first maximum; NaN counts as one."""
     hit = eq(view, _over_windows(y, view, dims))
     if view.dtype.kind == "f":
         hit = add(hit, ne(view, view))
     number = None
-    for d, k in zip(dims, kernel):
+    for k, d in enumerate(dims):
         i = index_value(view, tuple(view.shape), d, dt.int32)
-        number = i if number is None else add(mul(number, k), i)
+        i = i if dilation[k] == 1 else mul(i, dilation[k])
+        number = i if number is None else add(mul(number, _pitch(k, kernel, stride, dilation)), i)
     first = reduce_min(where(hit, number, full_value(number, _NONE_HIT, ())), dims=dims, keepdim=False)
     return number, first
 
@@ -127,28 +129,60 @@ def _max_grad_decompose(g: Any, x: Any, y: Any, *, kernel: Any, stride: Any, pad
     n = len(kernel)
     out = tuple(y.shape[-n:])
     view, dims = _window_view(x, kernel, stride, padding, dilation, out, lowest(x.dtype))
-    number, first = _first_hit(view, y, dims, kernel)
-    if tuple(dims) != tuple(range(len(view.shape) - n, len(view.shape))) or math.prod(view.shape) == math.prod(x.shape):
+    number, first = _first_hit(view, y, dims, kernel, stride, dilation)
+    if _tiling(x.shape[-n:], kernel, stride, padding, dilation, out):
         chosen = eq(number, _over_windows(first, view, dims))
         back = where(chosen, _over_windows(g, view, dims), zeros_like_value(g, ()))
         return shaped(back, x.shape)
-    return _scatter_taps(lambda k: where(eq(first, k), g, zeros_like_value(g, ())), x, kernel, stride, padding, dilation, out)
+    return _gathered(g, first, x, kernel, stride, padding, dilation)
 
 
-def _scatter_taps(tap: Any, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, out: Any) -> Any:
-    """The sum over the window's elements k of ``tap(k)``, each put back where that element reads."""
+def _gathered(g: Any, first: Any, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:
+    """For each element of x the sum of the gradients of the windows that contain it; with ``first`` only of those that chose it.
+
+    Elements are taken by their phase a in the stride t: element t*q + a is number (a + p - t*m) / d of window q + m, for as many m as a
+    kernel is longer than the stride. So each phase reads whole runs of windows, and a sum over m takes the place of one over the kernel.
+    """
     n = len(kernel)
-    lead = tuple(x.shape[:-n])
-    base = len(lead)
-    low = list(padding)
-    reach = [(o - 1) * t + d * (k - 1) + 1 for o, t, d, k in zip(out, stride, dilation, kernel)]
-    full = tuple([max(r, p + s) for r, p, s in zip(reach, low, x.shape[-n:])])
-    total = None
-    for number, offsets in enumerate(np.ndindex(*kernel)):
-        starts = (*[0] * base, *[o * d for o, d in zip(offsets, dilation)])
-        part = unslice(tap(number), shape=(*lead, *full), starts=starts, steps=(*[1] * base, *stride))
-        total = part if total is None else add(total, part)
-    return crop(total, (*[0] * base, *low), x.shape)
+    base = len(x.shape) - n
+    lead, sizes = tuple(x.shape[:base]), tuple(x.shape[base:])
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel)]
+    least = [min(0, -((r - p) // t)) for r, p, t in zip(reach, padding, stride)]
+    count = [max(0, (t - 1 + p) // t) - m + 1 for p, t, m in zip(padding, stride, least)]
+    tiles = [-(-s // t) for s, t in zip(sizes, stride)]
+    wanted = [q + c - 1 + m for q, c, m in zip(tiles, count, least)]  # one more than the last window that is read
+    high = [w - o for w, o in zip(wanted, g.shape[base:])]
+    order = [*range(base)]  # (*lead, Q1, a1, .., Qn, an, m1, .., mn)
+    for i in range(n):
+        order += [base + i, base + 2 * n + i]
+    order += [base + n + i for i in range(n)]
+    full = (*lead, *[v for q, t in zip(tiles, stride) for v in (q, t)], *count)
+
+    def view(v: Any) -> Any:
+        v = pad_with(v, (*[0] * base, *[-m for m in least]), (*[0] * base, *high), 0)
+        for i in range(n):
+            v = windows(v, dim=base + i, size=count[i], step=1, dilation=1)
+        v = spread_like(shaped(v, (*v.shape, *[1] * n)), (*v.shape, *stride))
+        return permute(v, dims=tuple(order))
+
+    number = inside = None
+    for i in range(n):
+        a = index_value(g, full, base + 2 * i + 1, dt.int32)
+        m = index_value(g, full, base + 2 * n + i, dt.int32)
+        place = sub(add(a, padding[i] - stride[i] * least[i]), mul(m, stride[i]))
+        if first is not None:
+            number = place if number is None else add(mul(number, _pitch(i, kernel, stride, dilation)), place)
+        else:
+            fits = mul(ge(place, 0), le(place, reach[i]))
+            inside = fits if inside is None else mul(inside, fits)
+    wanted_here = inside if first is None else eq(view(first), number)
+    total = sum_of(where(wanted_here, view(wide(g)), zeros_like_value(wide(g), ())), tuple(range(base + 2 * n, base + 3 * n)))
+    return narrow(crop(shaped(total, (*lead, *[q * t for q, t in zip(tiles, stride)])), (0,) * (base + n), x.shape), g)
+
+
+def _pitch(i: int, kernel: Any, stride: Any, dilation: Any) -> int:
+    """What the place along dim i counts in the number of a window's element: places a stride outside the window get no other's number."""
+    return int(dilation[i] * (kernel[i] - 1) + 1 + 2 * stride[i])
 
 
 def _np_windows(x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool, fill: float) -> Any:
@@ -311,11 +345,10 @@ def _sum_grad_decompose(g: Any, *, shape: Any, kernel: Any, stride: Any, padding
     like = zeros_like_value(wide(g), shape)
     ones = (1,) * n
     out = tuple(g.shape[-n:])
-    if kernel == stride and not any(padding) and all(s == k * o for s, k, o in zip(shape[-n:], kernel, out)):
+    if _tiling(shape[-n:], kernel, stride, padding, ones, out):
         view, dims = _window_view(like, kernel, stride, padding, ones, out, 0)
         return shaped(_over_windows(g, view, dims), shape)
-    w = wide(g)
-    return narrow(_scatter_taps(lambda _: w, like, kernel, stride, padding, ones, out), g)
+    return _gathered(g, None, like, kernel, stride, padding, ones)
 
 
 def _sum_attrs(a: dict[str, Any]) -> dict[str, Any]:

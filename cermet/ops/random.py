@@ -16,7 +16,7 @@ from cermet.graph.node import Meta, broadcast_shapes, meta
 from cermet.ops.creation import resolve_device
 from cermet.ops.define import Arg, OpDef, Sample, hooks
 from cermet.ops.elementwise import add, div, lt, mul, sub, where
-from cermet.ops.logic import bitwise_left_shift, bitwise_or, bitwise_right_shift
+from cermet.ops.logic import bitwise_and, bitwise_left_shift, bitwise_or, bitwise_right_shift
 from cermet.ops.mathematics import cos, log, sqrt, tan
 from cermet.ops.movement import reshape
 from cermet.ops.public import public
@@ -30,15 +30,23 @@ _M0, _M1 = 0xD2511F53, 0xCD9E8D57
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
 RUNNING = 4
 """Instead of a word: the counter numbers words; each is one of a block of four (its counter a fourth, its third word 1)."""
+PAIR_FIRST, PAIR_TURNED = 5, 6
+"""Likewise, of blocks whose third word is 2: the first of the two words 2k and 2k + 1 that the number is one of, and the second, which is an
+angle: for odd numbers it is turned back by a quarter, 2**30 modulo 2**32."""
 
 
 def _philox_reference(key: Any, counter: Any, *, word: int) -> Any:
     """Ten rounds of Philox-4x32 (Salmon et al. 2011, section 3.3)."""
+    if word < RUNNING:
+        return _block(key, counter, 0)[word]
+    number = np.asarray(counter, np.int64).astype(np.uint64)
+    words = _block(key, number >> np.uint64(2), 1 if word == RUNNING else 2)
+    odd, within = (number & np.uint64(1)).astype(np.int64), (number & np.uint64(3)).astype(np.int64)
     if word == RUNNING:
-        number = np.asarray(counter, np.int64).astype(np.uint64)
-        words = [_block(key, number >> np.uint64(2), 1)[k] for k in range(4)]
-        return np.choose((number & np.uint64(3)).astype(np.int64), words)
-    return _block(key, counter, 0)[word]
+        return np.choose(within, words)
+    if word == PAIR_FIRST:
+        return np.choose(within - odd, words)
+    return (np.choose(within | 1, words) - (odd << 30)) & 0xFFFFFFFF
 
 
 def _block(key: Any, counter: Any, third: int) -> list[Any]:
@@ -69,9 +77,9 @@ philox = OpDef(
     lower=lambda b, key, counter, *, word: b.philox(key, counter, word),
     reference=_philox_reference,
     dtypes=(dt.int64,),
-    samples=tuple(Sample((_KEY, Arg((7,), (-1000, 1000), dt.int64)), {"word": w}, gradient=False) for w in range(5)),
+    samples=tuple(Sample((_KEY, Arg((7,), (-1000, 1000), dt.int64)), {"word": w}, gradient=False) for w in range(7)),
     ulp=0,
-    doc="Word 0 to 3 of Philox-4x32-10 of a key and a counter, or word number `counter` of a stream (4), in 0 .. 2**32 - 1.",
+    doc="Word 0 to 3 of Philox-4x32-10 of a key and a counter, or that of number `counter` in a running stream (4 to 6), in 0 .. 2**32 - 1.",
 )
 
 # ------------------------------------------------------------------------------------------------ distributions, as ops
@@ -90,8 +98,13 @@ def _fraction(key: Any, offset: Any, shape: tuple[int, ...], dtype: dt.DType, wo
         bits = bitwise_or(bitwise_left_shift(bitwise_right_shift(high, 5), 26), bitwise_right_shift(low, 6))
         return mul(to_dtype(bits, dt.float64), 2.0**-53)
     bits = {dt.float16: 11, dt.bfloat16: 8}.get(dtype, 24)
-    top = bitwise_right_shift(_words(key, offset, shape, word), 32 - bits)
+    top = _bits_from(to_dtype(_words(key, offset, shape, word), dt.int32), 32 - bits, bits)
     return to_dtype(mul(to_dtype(top, dt.float32), 2.0**-bits), dtype)
+
+
+def _bits_from(word: Any, first: int, count: int) -> Any:
+    """Some of the 32 bits of a word, which wants no lanes of 64 any more, as int32."""
+    return bitwise_and(bitwise_right_shift(word, first) if first else word, (1 << count) - 1)
 
 
 def _uniform_decompose(key: Any, offset: Any, *, shape: tuple[int, ...], dtype: dt.DType) -> Any:
@@ -99,16 +112,23 @@ def _uniform_decompose(key: Any, offset: Any, *, shape: tuple[int, ...], dtype: 
 
 
 def _gaussian_decompose(key: Any, offset: Any, *, shape: tuple[int, ...], dtype: dt.DType) -> Any:
-    """Box and Muller (1958): sqrt(-2 log u) cos(2 pi v), with u in (0, 1]."""
-    inner = dt.float64 if dtype is dt.float64 else dt.float32
-    u = sub(1.0, _fraction(key, offset, shape, inner, 0)) if inner is dt.float64 else _open(key, offset, shape)
-    v = _fraction(key, offset, shape, inner, 2)
+    """Box and Muller (1958): sqrt(-2 log u) cos(2 pi v), with u in (0, 1].
+
+    In float64 each number has a block of its own. Else two numbers share u and v, one taking the cosine and one the sine, which are independent;
+    the sine is the cosine a quarter turn back.
+    """
+    if dtype is dt.float64:
+        u, v = sub(1.0, _fraction(key, offset, shape, dtype, 0)), _fraction(key, offset, shape, dtype, 2)
+    else:
+        u, v = _open(key, offset, shape), _fraction(key, offset, shape, dt.float32, PAIR_TURNED)
     return to_dtype(mul(sqrt(mul(log(u), -2.0)), cos(mul(v, 2.0 * math.pi))), dtype)
 
 
 def _open(key: Any, offset: Any, shape: tuple[int, ...]) -> Any:
-    """Uniform in (0, 1] from all 32 bits: float32's small numbers carry the tail of the normal distribution."""
-    return mul(to_dtype(add(_words(key, offset, shape, 0), 1), dt.float32), 2.0**-32)
+    """Uniform in (0, 1] from all 32 bits, rounded once: float32's small numbers carry the tail of the normal distribution."""
+    word = to_dtype(_words(key, offset, shape, PAIR_FIRST), dt.int32)
+    high, low = (to_dtype(_bits_from(word, first, 16), dt.float32) for first in (16, 0))
+    return mul(add(mul(high, 65536.0), add(low, 1.0)), 2.0**-32)
 
 
 def _bits_decompose(key: Any, offset: Any, *, shape: tuple[int, ...]) -> Any:

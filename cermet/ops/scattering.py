@@ -115,7 +115,7 @@ def scatter_(input: Any, dim: int, index: Any, src: Any = None, *, value: Any = 
     return _scattered("scatter", input, dim, index, value if src is None else src, modes[reduce])
 
 
-@public(inplace=True)
+@public(inplace=True, autocast="widest")
 def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Any:
     """The input with input[index[i, j, …], j, …] += src[i, j, …] done for dim 0, and so on."""
     return _scattered("scatter_add", input, dim, index, src, "add")
@@ -199,7 +199,7 @@ def _sliced(name: str, input: Any, dim: int, index: Any, source: Any) -> tuple[A
     return x, source, lined, {"dims": (d,), "rest": tuple([k for k in range(len(x.shape)) if k != d])}
 
 
-@public(inplace=True)
+@public(inplace=True, autocast="widest")
 def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Any:
     """The input with ``alpha`` times the source's slices added at a vector of indices along ``dim``."""
     x, update, i, attrs = _sliced("index_add", input, dim, index, source)
@@ -208,7 +208,7 @@ def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) 
     return reshape(scatter(x, update, i, **attrs, mode="add"), shape=tuple(input.shape))
 
 
-@public(inplace=True)
+@public(inplace=True, autocast="widest")
 def index_copy(input: Any, dim: int, index: Any, source: Any) -> Any:
     """The input with the source's slices put at a vector of indices along ``dim``."""
     x, update, i, attrs = _sliced("index_copy", input, dim, index, source)
@@ -233,7 +233,7 @@ def index_reduce(input: Any, dim: int, index: Any, source: Any, reduce: str, *, 
     return reshape(_reduced(x, update, [i], attrs, reduce, include_self, "index_reduce"), shape=tuple(input.shape))
 
 
-@public(inplace=True)
+@public(inplace=True, autocast="widest")
 def index_put(input: Any, indices: Any, values: Any, accumulate: bool = False) -> Any:
     """The input with ``input[indices] = values`` done; with ``accumulate``, ``+=`` that counts equal places each.
 

@@ -61,6 +61,30 @@ def test_joining_takes_the_widest() -> None:
         assert ct.stack((y, y)).dtype is ct.bfloat16
 
 
+@pytest.mark.parametrize("layer", ["LSTM", "GRU", "RNN"])
+def test_recurrent_layers_follow(layer: str) -> None:
+    ct.manual_seed(0)
+    net = getattr(nn, layer)(4, 6, num_layers=2, bidirectional=True)
+    cell = getattr(nn, layer + "Cell")(4, 6)
+    x = tensor(5, 2, 4)
+    plain = net(x)[0]
+    with ct.autocast("cpu"):
+        y, state = net(x)
+        h = cell(x[0])
+    assert y.dtype is ct.bfloat16
+    assert (state[0] if layer == "LSTM" else state).dtype is ct.bfloat16
+    assert (h[0] if layer == "LSTM" else h).dtype is ct.bfloat16
+    np.testing.assert_allclose(y.float().detach().numpy(), plain.detach().numpy(), atol=0.02)
+    y.float().sum().backward()
+    assert all(p.grad is None or p.grad.dtype is ct.float32 for p in net.parameters())
+
+
+def test_sums_by_index_take_the_widest() -> None:
+    total, rows = ct.zeros(3, 2), tensor(4, 2, dtype=ct.bfloat16)
+    with ct.autocast("cpu"):
+        assert total.index_add(0, ct.tensor([0, 1, 1, 2]), rows).dtype is ct.float32
+
+
 def test_float64_integers_and_other_functions_are_left_alone() -> None:
     with ct.autocast("cpu"):
         assert (tensor(2, 2, dtype=ct.float64) @ tensor(2, 2, dtype=ct.float64)).dtype is ct.float64

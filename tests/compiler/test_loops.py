@@ -53,7 +53,7 @@ WRONG: dict[str, tuple[Kernel, str]] = {
     "bitcast of widths": (kernel(store(op("bitcast", ONE, dtype=dt.float64))), "widths"),
     "16-bit arithmetic": (kernel(store(op("add", ONE, ONE, dtype=dt.float16))), "memory only"),
     "constant": (kernel(store(const("one", dt.float32))), "constant"),
-    "philox word": (kernel(store(op("cast", op("philox", const(1), const(1), attr=5), dtype=dt.float32))), "word"),
+    "philox word": (kernel(store(op("cast", op("philox", const(1), const(1), attr=7), dtype=dt.float32))), "word"),
     "store dtype": (kernel(store(const(1))), "expected float32"),
     "store to readonly": (kernel(store(ONE, buffer=X)), "readonly"),
     "store to a stranger": (kernel(store(ONE, buffer=Param("z", "buffer", dt.float32, False))), "not a parameter"),

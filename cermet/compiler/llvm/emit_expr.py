@@ -17,10 +17,10 @@ from typing import Any
 from llvmlite import ir
 
 from cermet import dtypes as dt
-from cermet.compiler.llvm import emit_ops
+from cermet.compiler.llvm import emit_ops, emit_random
 from cermet.compiler.llvm.builder import I64, LaneBuilder, Line, constant, llvm_type
 from cermet.compiler.llvm.target import Target
-from cermet.compiler.loops.ir import Expr, Param, Register, Var
+from cermet.compiler.loops.ir import PAIR_FIRST, PAIR_TURNED, RUNNING, Expr, Param, Register, Var
 from cermet.dtypes import DType
 
 __all__ = ["Expressions", "Node", "Scope", "Val"]
@@ -315,28 +315,40 @@ class Expressions:
             return varying(value, value.type.count, scope, deps)
         return Val(value, 0, scope, deps)
 
-    def _running(self, args: list[Val], scope: int, deps: int) -> Val:
-        """Running random words: consecutive ones share blocks."""
-        key, number = args
-        lanes = 1 if key.uniform and number.uniform else self.lanes
-        b = self.at(scope, lanes)
-        if lanes > 1 and key.uniform and number.step.__class__ is int and number.step == 1:
-            word = emit_ops.running_words(b, self.scalar_of(key, I64), self.scalar_of(number, I64))
-        else:
-            word = emit_ops.running_word(b, self.vector_of(key, lanes, I64), self.vector_of(number, lanes, I64))
-        return Val(word, 0, scope, deps) if lanes == 1 else varying(word, lanes, scope, deps)
-
     def _philox(self, node: Node, args: list[Val], scope: int, deps: int) -> Val:
-        if node.attr == 4:
-            return self._running(args, scope, deps)
+        """Random words; those of one block, or of one pair, are made together."""
+        attrs = (0, 1, 2, 3) if node.attr < RUNNING else (RUNNING,) if node.attr == RUNNING else (PAIR_FIRST, PAIR_TURNED)
         key = ("philox", *[a.name for a in args])
         if (*key, node.attr) not in self.memo:
             lanes = 1 if all(a.uniform for a in args) else self.lanes
-            words = emit_ops.philox(self.at(scope, lanes), *[self.vector_of(a, lanes, I64) for a in args])
-            for k, word in enumerate(words):
+            for k, word in zip(attrs, self._random_words(attrs, args, scope, lanes), strict=True):
                 made = Val(word, 0, scope, deps) if lanes == 1 else varying(word, lanes, scope, deps)
                 self.remember((*key, k), made, 0)
         return self.memo[(*key, node.attr)].with_deps(deps)
+
+    def _random_words(self, attrs: tuple[int, ...], args: list[Val], scope: int, lanes: int) -> list[Any]:
+        key, number = args
+        b = self.at(scope, lanes)
+        if attrs[0] >= RUNNING and lanes > 1 and key.uniform and number.step.__class__ is int and number.step == 1:
+            first = self.scalar_of(number, I64)
+            return emit_random.running_words(b, lambda n: self._round_keys(key, n), first, attrs)
+        keys, at = self._round_keys(key, lanes), self.vector_of(number, lanes, I64)
+        if attrs[0] < RUNNING:
+            return emit_random.philox(b, keys, at)
+        return [emit_random.running_word(b, keys, at, attr) for attr in attrs]
+
+    def _round_keys(self, key: Val, lanes: int) -> list[tuple[Any, Any]]:
+        """The rounds' keys in so many lanes, made where the key is."""
+        if not key.uniform:
+            return emit_random.round_keys(self.at(key.scope, lanes), self.vector_of(key, lanes, I64))
+        name = ("round keys", key.name, lanes)
+        found = self.memo.get(name)
+        if found is None:
+            b = self.at(key.scope, lanes)
+            pairs = emit_random.round_keys(b.with_lanes(1), self.scalar_of(key, I64))
+            found = self.remember(name, Val(0, 0, key.scope), 0)
+            found.vectors[lanes] = [(b.splat(x), b.splat(y)) for x, y in pairs]
+        return found.vectors[lanes]
 
     # -- linear integers -------------------------------------------------------------------------------------------
 

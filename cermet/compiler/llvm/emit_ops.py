@@ -1,6 +1,6 @@
 """Each operation of the loop IR on lanes: a function of a `LaneBuilder`, the operands' dtype and the operand values.
 
-Nothing here knows of loops or memory. What is not one instruction everywhere (division, shifts, 16-bit floats, casts, Philox) is
+Nothing here knows of loops or memory. What is not one instruction everywhere (division, shifts, 16-bit floats, casts) is
 composed so that it neither traps nor is undefined for any input.
 """
 
@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from cermet import dtypes as dt
-from cermet.compiler.llvm.builder import F32, F64, I32, I64, LaneBuilder, lanes_of, llvm_type, vector
+from cermet.compiler.llvm.builder import F32, F64, LaneBuilder, lanes_of, llvm_type, vector
 from cermet.compiler.loops.ir import MATH
 from cermet.dtypes import DType
 
-__all__ = ["cast", "combine", "from_memory", "identity", "operation", "philox", "running_word", "running_words", "to_memory"]
+__all__ = ["cast", "combine", "from_memory", "identity", "operation", "to_memory"]
 
 Lowering = Callable[[LaneBuilder, DType, list[Any]], Any]
 
@@ -379,56 +379,3 @@ def fold(b: LaneBuilder, op: str, dtype: DType, x: Any, lanes: int) -> Any:
             else (combine(b, op, dtype, b.extract(x, 0), b.extract(x, 1)))
         )
     return x
-
-
-# -- random numbers ------------------------------------------------------------------------------------------------
-
-
-def philox(b: LaneBuilder, key: Any, counter: Any, third: int = 0) -> list[Any]:
-    """The four words of Philox-4x32-10 (Salmon et al., 2011) as int64 values below 2**32.
-
-    Words stay in 64-bit lanes: the products need them, and a product of zero-extended halves is one instruction.
-    """
-    low, half = b.i(0xFFFFFFFF, key), b.i(32, key)
-    m0, m1 = b.i(0xD2511F53, key), b.i(0xCD9E8D57, key)
-    w0, w1 = b.i(0x9E3779B9, key), b.i(0xBB67AE85, key)
-    k0, k1 = b.and_(key, low), b.lshr(key, half)
-    c0, c1, c2, c3 = b.and_(counter, low), b.lshr(counter, half), b.i(third, key), b.i(0, key)
-    for turn in range(10):
-        if turn:
-            k0, k1 = b.and_(b.add(k0, w0), low), b.and_(b.add(k1, w1), low)
-        p0, p1 = b.mul(c0, m0), b.mul(c2, m1)
-        c0, c1, c2, c3 = (
-            b.xor(b.xor(b.lshr(p1, half), c1), k0),
-            b.and_(p1, low),
-            b.xor(b.xor(b.lshr(p0, half), c3), k1),
-            b.and_(p0, low),
-        )
-    return [c0, c1, c2, c3]
-
-
-def running_word(b: LaneBuilder, key: Any, number: Any) -> Any:
-    """Word ``number`` of the stream of blocks of four words (third counter word 1), for any numbers: a block for each lane."""
-    words = philox(b, key, b.lshr(number, b.i(2, number)), 1)
-    odd = b.icmp("ne", b.and_(number, b.i(1, number)), b.i(0, number))
-    high = b.icmp("ne", b.and_(number, b.i(2, number)), b.i(0, number))
-    return b.select(high, b.select(odd, words[3], words[2]), b.select(odd, words[1], words[0]))
-
-
-def running_words(b: LaneBuilder, key: Any, first: Any) -> Any:
-    """As `running_word` for consecutive numbers from the scalar ``first`` on: only the blocks that they lie in."""
-    lanes = b.lanes
-    blocks = 1 << ((lanes + 2) // 4).bit_length()
-    w, one = b.with_lanes(blocks), b.with_lanes(1)
-    at = w.add(w.splat(one.lshr(first, one.i(2, first))), w.ramp(I64))
-    at = w.and_(at, w.i((1 << 62) - 1, at))  # the numbers wrap round
-    c0, c1, c2, c3 = philox(w, w.splat(key), at, 1)
-    half = w.i(32, c0)
-    low, high = w.or_(c0, w.shl(c1, half)), w.or_(c2, w.shl(c3, half))
-    pairs = w.shuffle(low, high, [i // 2 + i % 2 * blocks for i in range(2 * blocks)])
-    words = w.line(vector(I32, 4 * blocks), f"bitcast {pairs.type} {pairs.get_reference()} to <{4 * blocks} x i32>")
-    moved = [b.shuffle(words, None, list(range(k, k + lanes))) for k in range(4)]
-    within = b.splat(one.trunc_int(first, 32))
-    odd = b.icmp("ne", b.and_(within, b.i(1, within)), b.i(0, within))
-    upper = b.icmp("ne", b.and_(within, b.i(2, within)), b.i(0, within))
-    return b.zext(b.select(upper, b.select(odd, moved[3], moved[2]), b.select(odd, moved[1], moved[0])), 64)

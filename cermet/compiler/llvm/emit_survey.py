@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from cermet import dtypes as dt
 from cermet.compiler.llvm.emit_expr import Expressions, Node
-from cermet.compiler.loops.ir import MATH, Define, For, Guard, Param, Prefetch, Reduce, Stmt, Store, Var
+from cermet.compiler.loops.ir import MATH, RUNNING, Define, For, Guard, Param, Prefetch, Reduce, Stmt, Store, Var
 
 __all__ = ["strips", "unrolls"]
 
@@ -24,7 +24,7 @@ _UNROLL_WEIGHT = 256
 class Work:
     """A body in figures: the element size that decides the lanes, its length in operations, what it does to memory."""
 
-    __slots__ = ("maskable", "reduces", "seen", "size", "stores", "sums", "weight")
+    __slots__ = ("maskable", "reduces", "running", "seen", "size", "stores", "sums", "weight")
 
     def __init__(self) -> None:
         self.size = 1
@@ -33,6 +33,7 @@ class Work:
         self.stores = False
         self.sums = 0  # registers of a lane's own that a loop adds up in
         self.maskable = True
+        self.running = False  # whether it takes running random words, of which few lanes need as much work as more
         self.seen: set[int] = set()
 
     def touch(self, buffer: Param, step: int | None) -> None:
@@ -53,6 +54,7 @@ def strips(e: Expressions, stmt: For) -> list[tuple[int, bool]]:
         return [(1, False)]
     maskable = e.target.has_masked and work.maskable
     if work.weight > _HEAVY:
+        native *= 1 + work.running
         return [(native, True)] if maskable else [(native, False), (1, False)]
     many = stmt.wide or (4 if work.reduces and work.weight <= _LIGHT else 2)
     if work.sums and work.weight <= _LIGHT and maskable:
@@ -116,6 +118,7 @@ def _weigh(e: Expressions, roots: list[int], copies: int, work: Work, var: Var) 
             work.size = max(work.size, node.attr.dtype.compute.itemsize)
         elif node.dtype is not dt.int64 and op != "const" and (op != "param" or number == value_root):
             work.size = max(work.size, node.dtype.itemsize)
+        work.running |= op == "philox" and node.attr >= RUNNING
         if op in MATH or op == "philox":
             work.weight += copies * _MATH_WEIGHT
         elif node.args and node.dtype is not dt.int64:

@@ -77,7 +77,7 @@ class Builder:
         return Expr("fma", (x, y, z), x.dtype)
 
     def philox(self, key: Expr, counter: Expr, word: int) -> Expr:
-        """Word 0..3 of Philox-4x32-10, or 4: the running word (see `ir`), as int64."""
+        """Word 0..3 of Philox-4x32-10, or one of a running stream (4 to 6, see `ir`), as int64."""
         return Expr("philox", (key, counter), dt.int64, word)
 
 

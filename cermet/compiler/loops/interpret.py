@@ -13,7 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from cermet.compiler.loops.ir import Assign, Define, Expr, For, Guard, Kernel, Param, Prefetch, Reduce, Register, Stmt, Store
+from cermet.compiler.loops.ir import (
+    PAIR_TURNED,
+    RUNNING,
+    Assign,
+    Define,
+    Expr,
+    For,
+    Guard,
+    Kernel,
+    Param,
+    Prefetch,
+    Reduce,
+    Register,
+    Stmt,
+    Store,
+)
 from cermet.dtypes import DType
 
 __all__ = ["interpret", "philox"]
@@ -171,7 +186,7 @@ class _Interpreter:
         if op == "bitcast":
             return np.ascontiguousarray(args[0]).view(e.dtype.numpy).reshape(np.shape(args[0]))
         if op == "philox":
-            return philox(args[0], args[1])[e.attr] if e.attr < 4 else running(args[0], args[1])
+            return philox(args[0], args[1])[e.attr] if e.attr < 4 else running(args[0], args[1], e.attr)
         return _operate(op, e.args[0].dtype, e.dtype, args)
 
     def load(self, param: Param, offset: Array, mask: Array | None = None) -> Array:
@@ -273,10 +288,14 @@ def philox(key: Array, counter: Array, third: int = 0) -> list[Array]:
     return [c.astype(np.int64) for c in (c0, c1, c2, c3)]
 
 
-def running(key: Array, number: Array) -> Array:
-    """Word ``number`` of the stream whose blocks of four have a third counter word of 1."""
+def running(key: Array, number: Array, attr: int = RUNNING) -> Array:
+    """The word that a number has in one of the running streams (see `ir`)."""
     number = np.asarray(number).astype(np.uint64)
-    words = philox(key, number >> np.uint64(2), 1)
+    a, b, c, d = philox(key, number >> np.uint64(2), 1 if attr == RUNNING else 2)
+    if attr == PAIR_TURNED:
+        words = [b, (b - (1 << 30)) & 0xFFFFFFFF, d, (d - (1 << 30)) & 0xFFFFFFFF]
+    else:
+        words = [a, b, c, d] if attr == RUNNING else [a, a, c, c]
     return np.choose((number & np.uint64(3)).astype(np.int64), words)
 
 

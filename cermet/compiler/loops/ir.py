@@ -29,6 +29,9 @@ from cermet import dtypes as dt
 from cermet.dtypes import DType
 
 __all__ = [
+    "PAIR_FIRST",
+    "PAIR_TURNED",
+    "RUNNING",
     "Assign",
     "Define",
     "Expr",
@@ -59,9 +62,11 @@ MATH = (
     "erf", "erfc", "erfinv", "lgamma", "digamma", "pow",
 )  # fmt: skip
 OTHER = ("const", "param", "var", "reg", "load", "select", "cast", "bitcast", "philox")
-# philox(key, counter, attr=word): word 0..3 of Philox-4x32-10 with 64-bit key and 64-bit counter (int64 operands); attr 4: the
-# running word: the second operand numbers words, of which four make a block (counter: a fourth of it; third counter word: 1). As int64 in
-# 0..2**32-1.
+# philox(key, counter, attr=word): word 0..3 of Philox-4x32-10 with 64-bit key and 64-bit counter (int64 operands), as int64 in
+# 0..2**32-1. With the attributes below the second operand numbers words, of which four make a block (counter: a fourth of it):
+RUNNING = 4  # the word of that number (third counter word: 1)
+PAIR_FIRST = 5  # the first of the two words 2k and 2k + 1 that the number is one of (third counter word: 2)
+PAIR_TURNED = 6  # the second of them, for odd numbers less 2**30 modulo 2**32: a quarter turn of an angle
 OPS = frozenset(ARITHMETIC + INTEGER + COMPARE + FLOAT + MATH + OTHER)
 # Operations dearer than one instruction, in rough instructions: the lengths of their polynomials, more or less.
 COST = {

@@ -319,7 +319,7 @@ def _check_operands(e: Expr) -> None:
         _require(of.kind in allowed, f"{op} of {of.name}; it is for integers")
     elif op == "philox":
         _require(
-            of is dt.int64 and e.attr in (0, 1, 2, 3, 4), "philox takes int64 operands and a word 0 to 3, or 4 for a running one"
+            of is dt.int64 and e.attr in range(7), "philox takes int64 operands and a word 0 to 3, or 4 to 6 for running ones"
         )
 
 

@@ -11,9 +11,11 @@ __all__ = ["channels_last", "fast_dim", "find_images"]
 
 
 def find_images(order: Sequence[Node], outputs: Sequence[Node]) -> set[Node]:
-    """Four-dimensional nodes that are channels-last if they are stored."""
+    """Nodes (n, c, h, w), and those with h and w divided further, that are channels-last if they are stored."""
     images: set[Node] = set()
     for n in order:
+        if n.call.op.kind == "reduce" and n.meta.ndim >= 4 and n.buffer is None and _pools(n, images):
+            images.add(n)
         if n.meta.ndim != 4 or n.buffer is not None or n.call.op.kind in ("leaf", "movement"):
             continue
         if n.call.op.kind == "convolution":
@@ -32,8 +34,30 @@ def find_images(order: Sequence[Node], outputs: Sequence[Node]) -> set[Node]:
 
 
 def _behind(x: Node, n: Node) -> Node | None:
-    """The value of n's shape that x is, through reshapes that change nothing."""
-    return x if x.meta.shape == n.meta.shape else None
+    """The value that x shows, borders and windows of it included, if its images and channels are those of ``n``."""
+    lead = n.meta.shape[:2]
+    while x.meta.shape[:2] == lead and x.call.op.kind == "movement" and x.buffer is None:
+        if x.call.op.name == "permute" and tuple(x.call.attr("dims")[:2]) != (0, 1):
+            return None
+        x = x.inputs[0]
+    return x if x.meta.ndim >= 4 and x.meta.shape[:2] == lead else None
+
+
+def _pools(n: Node, images: set[Node]) -> bool:
+    """Whether a reduction takes together what lies in windows of an image."""
+    if min(n.call.attr("dims"), default=0) < 2:
+        return False
+    stack, seen = [n.inputs[0]], set()
+    while stack:
+        x = _behind(stack.pop(), n)
+        if x is None or x in seen:
+            continue
+        if x in images:
+            return True
+        seen.add(x)
+        if x.call.op.kind == "elementwise" and x.buffer is None and len(seen) < 32:
+            stack.extend(x.inputs)
+    return False
 
 
 def _image_operands(conv: Node) -> Sequence[Node]:
@@ -41,9 +65,11 @@ def _image_operands(conv: Node) -> Sequence[Node]:
 
 
 def channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Element strides of (n, c, h, w) with channels innermost."""
-    _, c, h, w = shape
-    return (h * w * c, 1, w * c, c)
+    """Element strides of (n, c, *spatial) with channels innermost."""
+    steps = [shape[1]]
+    for extent in reversed(shape[2:]):
+        steps.append(steps[-1] * extent)
+    return (steps[-1], 1, *reversed(steps[:-1]))
 
 
 def fast_dim(x: Node, images: set[Node]) -> int:
