@@ -229,7 +229,7 @@ def _firsts(bench: Bench, models: list[str]) -> None:
     """The first training step with an empty cache and in a second process, and the peak memory."""
     peers = [f for f in ("torch", "jax", "tensorflow") if f in bench.peers]
     table = bench.report.table(
-        "First steps, and peak memory beyond the import",
+        "First steps, and peak memory of the process (in brackets: what the import does not explain)",
         "model",
         "cold",
         "second process",
@@ -246,17 +246,17 @@ def _firsts(bench: Bench, models: list[str]) -> None:
         assert cold and warm
         bench.report.data.setdefault("first", {})[model] = {"cold": cold, "warm": warm, "peers": other, "memory": memory}
         firsts = [duration(found["first"]) if found else "-" for found in other.values()]
-        mebibytes = [f"{m['added'] / 2**20:.0f}" if m else "-" for m in memory.values()]
+        mebibytes = [f"{m['peak'] / 2**20:.0f} ({m['added'] / 2**20:.0f})" if m else "-" for m in memory.values()]
         table.rows.append((TITLES[model], duration(cold["first"]), duration(warm["first"]), *firsts, *mebibytes))
         if warm["first"] > 0.7:
             slow.append(model)
         if (jax := other.get("jax")) and cold["first"] > jax["first"]:
             late.append(model)
-        if (theirs := memory.get("torch")) and memory["cermet"] and memory["cermet"]["added"] > theirs["added"]:
+        if (theirs := memory.get("torch")) and memory["cermet"] and memory["cermet"]["peak"] > theirs["peak"]:
             large.append(model)
     for text, found in (
         ("first step, cold: models slower than JAX's", late),
         ("first step in a second process: models above 0.7 s", slow),
-        ("peak memory of a step: models above PyTorch's", large),
+        ("peak memory of the process: models above PyTorch's", large),
     ):
         bench.report.require(text, ", ".join(found) or "none", "none", not found)

@@ -18,7 +18,7 @@ from cermet.graph.node import Meta, meta
 from cermet.ops.composing import crop, maximum_of, narrow, pad_with, shaped, spread_like, sum_of, wide
 from cermet.ops.define import OUT, Arg, Failing, OpDef, Sample
 from cermet.ops.elementwise import add, div, eq, ge, le, mul, ne, sub, where
-from cermet.ops.movement import permute, windows
+from cermet.ops.movement import copy, permute, windows
 from cermet.ops.reduction import reduce_min
 from cermet.ops.support import full_value, index_value, zeros_like_value
 
@@ -159,7 +159,7 @@ def _gathered(g: Any, first: Any, x: Any, kernel: Any, stride: Any, padding: Any
     full = (*lead, *[v for q, t in zip(tiles, stride) for v in (q, t)], *count)
 
     def view(v: Any) -> Any:
-        v = pad_with(v, (*[0] * base, *[-m for m in least]), (*[0] * base, *high), 0)
+        v = copy(pad_with(v, (*[0] * base, *[-m for m in least]), (*[0] * base, *high), 0))
         for i in range(n):
             v = windows(v, dim=base + i, size=count[i], step=1, dilation=1)
         v = spread_like(shaped(v, (*v.shape, *[1] * n)), (*v.shape, *stride))

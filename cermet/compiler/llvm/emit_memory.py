@@ -186,7 +186,10 @@ class Memory(Expressions):
     def prefetch(self, stmt: Prefetch) -> None:
         """Ask for the line of an element."""
         b = self.at(self.top)
-        address = self._address(b, stmt.buffer, self.value(stmt.offset).base, False)
+        offset = self.value(stmt.offset).base
+        if offset is None:
+            return  # each lane has an offset of its own, and nothing is gained by one of them
+        address = self._address(b, stmt.buffer, offset, False)
         self._declare("llvm.prefetch.p0", "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         b.effect(f"call void @llvm.prefetch.p0(ptr {address.get_reference()}, i32 0, i32 3, i32 1)")
 

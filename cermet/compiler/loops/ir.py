@@ -214,7 +214,8 @@ class For:
 
 @dataclass(eq=False)
 class Prefetch:
-    """A hint that ``buffer[offset]`` will be read soon. Computes nothing; any offset will do. Not inside vector loops."""
+    """A hint that ``buffer[offset]`` will be read soon. Computes nothing; any offset will do. Inside a vector loop it is asked for once for all lanes, at the
+    offset of the first."""
 
     buffer: Param
     offset: Expr

@@ -208,7 +208,6 @@ class _Verifier:
         elif isinstance(stmt, Prefetch):
             _require(stmt.buffer in self.params, f"{stmt.buffer!r} is not a parameter of the kernel")
             _require(stmt.buffer.kind in ("buffer", "scratch"), f"{stmt.buffer!r} is no buffer")
-            _require(not self.vectors, "it is inside a vector loop")
             self.value(stmt.offset, dt.int64, "the offset")
         elif isinstance(stmt, Define):
             self.value(stmt.init, stmt.reg.dtype, "the value")

@@ -21,6 +21,7 @@ from cermet.compiler.schedule.forms import (
     AHEAD,
     BLOCK,
     DEAR,
+    FEW_LANES,
     FULL_LANES,
     NEAR,
     REDUCE,
@@ -179,7 +180,8 @@ class _Lowering(Partials):
             if not classes:
                 return -1
             # Lanes need something to run along: a short loop leaves most of them empty.
-            scores = [self._unit_weight(c, offsets, weights) * min(c.extent, FULL_LANES) for c in classes]
+            fill = [FEW_LANES * min(c.extent, FULL_LANES) if c.extent >= FEW_LANES else c.extent for c in classes]
+            scores = [self._unit_weight(c, offsets, weights) * f for c, f in zip(classes, fill, strict=True)]
             top = max(scores)
             k = max(i for i, s in enumerate(scores) if s == top)
             classes.append(classes.pop(k))  # lanes run along the last
@@ -475,10 +477,15 @@ class _Lowering(Partials):
         per = max(1, BLOCK // max(width * self.numel_inner, 1))
         count = -(-rows // per)
         r, size = Var("r"), w.integer(per)
-        loop = For(v, w.integer(width), [], "vector")
-        row_loop = For(r, self._rest(w, rows, size, p.expr, count), [loop], "serial")
+        # Bodies too long to be written twice would be masked all along if the extent were not known to fill the vectors.
+        even = width > FULL_LANES and width % FULL_LANES == 0
+        s, full = Var("s"), ir.const(FULL_LANES)
+        loop = For(v, full if even else w.integer(width), [], "vector")
+        across = For(s, w.integer(width // FULL_LANES), [loop], "serial") if even else loop
+        lane = s.expr * full + v.expr if even else v.expr
+        row_loop = For(r, self._rest(w, rows, size, p.expr, count), [across], "serial")
         row = p.expr * size + r.expr if count > 1 else r.expr
-        env = Env({lanes: v.expr, **self._rows_of(w, outer, row)}, loop.body)
+        env = Env({lanes: lane, **self._rows_of(w, outer, row)}, loop.body)
         self._stages(w, env, False, combine)
         return self._finish(w, p, count, [row_loop], min(rows, per) * width * self.numel_inner, "windows")
 

@@ -28,9 +28,16 @@ def _trace(x: Node) -> tuple[Node, list[Dim], tuple[Idx, ...]] | None:
     return x, dims, index
 
 
+_ROW_MAJOR = frozenset(("elementwise", "reduce", "contraction"))
+
+
 def _always_row_major(source: Node) -> bool:
-    """Whether a value's memory order is known before anything is planned: then dims that are joined stay strided."""
-    return (source.buffer is not None and source.call.op.name == "data") or source.call.op.kind == "join"
+    """Whether a value's memory order is known before anything is planned: then dims that are joined stay strided. Images, which may be
+    channels-last, have four dims or more."""
+    kind = source.call.op.kind
+    if source.buffer is not None:
+        return source.call.op.name == "data"
+    return kind == "join" or (kind in _ROW_MAJOR and source.meta.ndim <= 3)
 
 
 def _joined(position: Idx) -> Idx | None:

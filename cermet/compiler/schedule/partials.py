@@ -8,9 +8,21 @@ from typing import Any
 from cermet import dtypes as dt
 from cermet.compiler.loops import ir
 from cermet.compiler.loops.build import builder
-from cermet.compiler.loops.ir import Define, Expr, For, Reduce, Register, Store, Var
-from cermet.compiler.schedule.domain import Class
-from cermet.compiler.schedule.forms import BLOCK, FEW_BLOCKS, REDUCE, SPLIT_FROM, WIDE, LoopCall, identity_of
+from cermet.compiler.loops.ir import Define, Expr, For, Prefetch, Reduce, Register, Store, Var
+from cermet.compiler.schedule.domain import Class, coefficient
+from cermet.compiler.schedule.forms import (
+    BLOCK,
+    FAR,
+    FEW_BLOCKS,
+    NEAR,
+    REDUCE,
+    ROWS_AHEAD,
+    SPLIT_FROM,
+    WIDE,
+    LoopCall,
+    identity_of,
+)
+from cermet.compiler.schedule.index import Dim
 from cermet.compiler.schedule.writer import Env, Writer
 from cermet.graph.node import Node
 
@@ -78,6 +90,8 @@ class Partials:
             registers.append((n, reg))
         nest, inner = self._nest(w, env, self.form == "rows")
         _cut_loop(nest, inner, cut, start, extent)
+        if self.form == "columns":
+            self._fetch_rows(w, inner)
         for root in self.roots:
             if not root[3] and root[1].stage == 0:
                 self._store(w, inner, *root[:3])
@@ -88,6 +102,24 @@ class Partials:
             place = c * w.integer(self.numel_outer) + self._outer_position(w, env)
             env.body.append(Store(w.temp(k, n.meta.dtype.compute, True), place, reg.expr))
         return self._finish(w, p, count, body, 8192, "partials")
+
+    def _fetch_rows(self: Any, w: Writer, inner: Env) -> None:
+        """Ask for a strip of rows to come: few lines of each lie side by side, and hardware foresees only what is near."""
+        lanes, steps = self.outer_classes[-1], self.inner_classes[-1]
+        ahead = Env({steps: inner.values[steps] + ROWS_AHEAD}, inner.body, inner)
+        for t in list(self.trees.loads()):
+            size = t.node.meta.dtype.itemsize
+            far = abs(coefficient(t.offset, steps.inner)) * size >= FAR and t.node.meta.nbytes >= NEAR
+            if (
+                not far
+                or t.conditions
+                or coefficient(t.offset, lanes.inner) != 1
+                or any(type(v) is not Dim for v, _ in t.offset.terms)
+            ):
+                continue
+            start = w.position(t.offset, ahead, t.node)
+            for k in range(0, min(WIDE, lanes.extent), 64 // size):
+                inner.body.append(Prefetch(w.buffer(t.node), start + k))
 
     def _column_blocks(self: Any, w: Writer, block: Expr, chunks: int, body: list[Any]) -> tuple[int, Expr, Env]:
         """Blocks of (chunk, outer rows, column piece)."""

@@ -14,8 +14,9 @@ from cermet import dtypes as dt
 from cermet.compiler.llvm.target import Target
 from cermet.compiler.loops import ir
 from cermet.compiler.loops.build import builder
-from cermet.compiler.loops.ir import Define, Expr, For, Guard, Reduce, Register, Store, Var
+from cermet.compiler.loops.ir import Define, Expr, For, Guard, Prefetch, Reduce, Register, Store, Var
 from cermet.compiler.schedule.byhand import COMBINE, Call, Params, StridesOf, call_of, combined, decode, offset_of, operand_of
+from cermet.compiler.schedule.forms import ROWS_AHEAD
 from cermet.compiler.schedule.fuse import source_of
 from cermet.graph.node import Node
 from cermet.ops.leaf import const_value
@@ -24,6 +25,7 @@ __all__ = ["scatter_calls"]
 
 BLOCK = 8192
 PARTS = 8  # of the result, each with a block of its own; all of them read all indices
+MOST_LINES = 16  # of a row that are asked for ahead; what follows is foreseen
 PARTED_FROM = 32768  # elements of updates from which on that is worth it
 
 
@@ -125,12 +127,29 @@ def _rows(node: Node, strides_of: StridesOf, target: Target) -> list[Call]:
     place = offset_of(p, [at[u] for u in rest], [stride_of[u] for u in rest])
     for c, d in zip(checked, dims, strict=True):
         place = place + c * p.integer(so[d])
-    value = _combined_with(
-        out, place, p.add("buffer", update.meta.dtype, ("node", us, uo)).load(offset_of(p, at, list(ust))), mode
-    )
+    source = p.add("buffer", update.meta.dtype, ("node", us, uo))
+    value = _combined_with(out, place, source.load(offset_of(p, at, list(ust))), mode)
     lanes = For(v, p.integer(shape[lane]), [Store(out, place, value)], "vector")
     for outer, loop in pairwise([*inner, lanes]):
         outer.body.append(loop)
+    if not inner:
+        # Rows that fall to this part lie apart: no hardware foresees which comes next.
+        ahead = builder.min(at[places[-1]] + ROWS_AHEAD, p.integer(shape[places[-1]]) - 1)
+        then = [ahead if k == places[-1] else ir.const(0) if k == lane else at[k] for k in range(len(shape))]
+        raw = [
+            p.add("buffer", i.meta.dtype, ("node", s, o)).load(offset_of(p, then, list(strides)))
+            for i, (s, o, strides) in zip(indices, found, strict=True)
+        ]
+        target_place: Expr = ir.const(0)
+        for x, d in zip(raw, dims, strict=True):
+            target_place = target_place + x * p.integer(so[d])
+        starts = [(source, offset_of(p, then, list(ust))), *([] if mode == "set" else [(out, target_place)])]
+        fetches = [
+            Prefetch(buffer, start + k * (64 // buffer.dtype.itemsize))
+            for buffer, start in starts
+            for k in range(min(-(-shape[lane] * buffer.dtype.itemsize // 64), MOST_LINES))
+        ]
+        body.append(Guard(builder.and_(builder.ge(raw[0], low), builder.lt(raw[0], low + size)), fetches))
     body.append(Guard(mine, [inner[0] if inner else lanes]))
     for outer, loop in pairwise(loops):
         outer.body.append(loop)
