@@ -232,6 +232,8 @@ _CASES: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
     ((2, 3, 4, 6), _attrs((2, 2))),
     ((1, 2, 7, 7), _attrs((3, 3), (2, 2), (1, 1))),
     ((2, 7), _attrs((3,), (2,), (1,), (2,))),
+    ((2, 9), _attrs((3,), (3,), (1,), (2,))),  # as many elements in windows as in the input, but not the same
+    ((2, 9), _attrs((3,), (4,), (1,))),
     ((2, 5, 6), _attrs((2, 3), (2, 2), (1, 0), ceil=True)),
     ((2, 4, 3, 5), _attrs((2, 3, 2), (1, 1, 2))),
 )

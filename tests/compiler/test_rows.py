@@ -115,12 +115,16 @@ def test_long_scans_have_the_same_bits_on_any_number_of_threads() -> None:
 
 
 @pytest.mark.parametrize("largest", [True, False])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int64, np.int8])
-@pytest.mark.parametrize(("shape", "dim", "k"), [((1000,), 0, 8), ((7, 300), 1, 5), ((300, 7), 0, 5), ((4, 512), 1, 64)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int64, np.int32, np.int8])
+@pytest.mark.parametrize(
+    ("shape", "dim", "k"), [((1000,), 0, 8), ((6, 11), 1, 11), ((7, 300), 1, 5), ((300, 7), 0, 5), ((4, 512), 1, 64)]
+)
 def test_topk_is_stable_and_orders_nan_last(shape: tuple[int, ...], dim: int, k: int, dtype: type, largest: bool) -> None:
     x = (RNG.standard_normal(shape) * 20).astype(dtype)
     if x.dtype.kind == "f":
         x.flat[[3, 10, 5, 7, 8, 9]] = [np.nan, np.nan, np.inf, -np.inf, -0.0, 0.0]
+    else:  # what an empty list must not be taken for
+        x.flat[[0, 3, 9, 12]] = [np.iinfo(dtype).min, np.iinfo(dtype).max, np.iinfo(dtype).min, np.iinfo(dtype).max]
     order = np.argsort(x, dim, kind="stable")
     if largest:
         order = shape[dim] - 1 - np.flip(np.argsort(np.flip(x, dim), dim, kind="stable"), dim)

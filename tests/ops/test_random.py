@@ -25,6 +25,21 @@ def test_running_words_are_those_of_blocks() -> None:
     assert (ct.manual_seed(9) and ct.rand(105).numpy() == np.concatenate(parts)).all()
 
 
+def test_normal_numbers_are_cosine_and_sine_of_pairs() -> None:
+    """Numbers 2k and 2k + 1 share two words, wherever a draw begins, in lanes of any width and in rows of any length."""
+    philox = REGISTRY["philox"].reference
+    ct.manual_seed(7)
+    parts = [ct.randn(*shape).numpy().ravel() for shape in ((3,), (64,), (1,), (5, 7), (3, 27))]
+    got = np.concatenate(parts)
+    n = np.arange(len(got))
+    first, second = ([int(philox(7, k, word=w)) for k in n] for w in (5, 6))  # type: ignore[misc]
+    assert first[0::2] == first[1::2]
+    assert [(x - (1 << 30)) % 2**32 for x in second[0::2]] == second[1::2]
+    radius = np.sqrt(-2 * np.log((np.array(first) + 1) * 2.0**-32))
+    np.testing.assert_allclose(got, radius * np.cos(2 * np.pi * (np.array(second) >> 8) * 2.0**-24), rtol=1e-5, atol=2e-6)
+    assert (ct.manual_seed(7) and ct.randn(len(got)).numpy() == got).all()
+
+
 def test_a_seed_repeats_its_stream() -> None:
     ct.manual_seed(5)
     first = [ct.rand(3).tolist(), ct.randn(4).tolist(), ct.randint(0, 10, (5,)).tolist(), ct.randperm(6).tolist()]

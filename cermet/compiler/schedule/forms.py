@@ -15,6 +15,7 @@ from cermet.graph.node import Node
 __all__ = [
     "REDUCE",
     "LoopCall",
+    "fill_of",
     "identity_of",
     "strip_of",
     "subtrees",
@@ -67,6 +68,11 @@ def identity_of(op: str, dtype: dt.DType) -> Expr:
         return builder.const(op == "min", d)
     info = dt.iinfo(d)
     return builder.const(info.min if op == "max" else info.max, d)
+
+
+def fill_of(extent: int) -> int:
+    """How well a loop over so many fills vectors: lanes need something to run along, a short loop leaves most of them empty."""
+    return FEW_LANES * min(extent, FULL_LANES) if extent >= FEW_LANES else extent
 
 
 def subtrees(tree: Tree) -> list[Tree]:

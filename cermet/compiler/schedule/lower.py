@@ -21,7 +21,6 @@ from cermet.compiler.schedule.forms import (
     AHEAD,
     BLOCK,
     DEAR,
-    FEW_LANES,
     FULL_LANES,
     NEAR,
     REDUCE,
@@ -29,6 +28,7 @@ from cermet.compiler.schedule.forms import (
     SPAN,
     STRIP,
     LoopCall,
+    fill_of,
     identity_of,
     strip_of,
     subtrees,
@@ -179,9 +179,7 @@ class _Lowering(Partials):
         def best(classes: list[Class]) -> float:
             if not classes:
                 return -1
-            # Lanes need something to run along: a short loop leaves most of them empty.
-            fill = [FEW_LANES * min(c.extent, FULL_LANES) if c.extent >= FEW_LANES else c.extent for c in classes]
-            scores = [self._unit_weight(c, offsets, weights) * f for c, f in zip(classes, fill, strict=True)]
+            scores = [self._unit_weight(c, offsets, weights) * fill_of(c.extent) for c in classes]
             top = max(scores)
             k = max(i for i, s in enumerate(scores) if s == top)
             classes.append(classes.pop(k))  # lanes run along the last

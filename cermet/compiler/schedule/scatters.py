@@ -144,7 +144,7 @@ def _rows(node: Node, strides_of: StridesOf, target: Target) -> list[Call]:
         for x, d in zip(raw, dims, strict=True):
             target_place = target_place + x * p.integer(so[d])
         starts = [(source, offset_of(p, then, list(ust))), *([] if mode == "set" else [(out, target_place)])]
-        fetches = [
+        fetches: list[Any] = [
             Prefetch(buffer, start + k * (64 // buffer.dtype.itemsize))
             for buffer, start in starts
             for k in range(min(-(-shape[lane] * buffer.dtype.itemsize // 64), MOST_LINES))

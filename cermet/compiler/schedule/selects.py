@@ -113,7 +113,7 @@ def _keyed(a: _Line) -> list[Any]:
             Store(keys, j.expr, builder.max(old.expr, carried.expr)),
             Assign(carried, builder.min(old.expr, carried.expr)),
         ])  # fmt: skip
-        enter = [Define(carried, key.expr), chain, Assign(last, keys.load(many - 1))]
+        enter: list[Any] = [Define(carried, key.expr), chain, Assign(last, keys.load(many - 1))]
         return [Define(key, here), Guard(builder.gt(key.expr, last.expr), enter)]
 
     some = builder.or_(builder.gt(raised(best.expr), last.expr), builder.eq(last.expr, least))
