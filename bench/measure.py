@@ -27,6 +27,11 @@ ROOT = Path(__file__).resolve().parents[1]
 LOUD = 0.06
 """The share of all processors' time that others may take in a round which counts."""
 
+FEW = 2
+"""So many rounds measure what takes more than `LONG` times its slice of time."""
+
+LONG = 5
+
 PATIENCE = 2
 """At most so many times the rounds asked for are measured."""
 
@@ -157,13 +162,15 @@ class Result:
 
     Attributes:
         rounds: per round that counts, the median of its times in seconds. best: the shortest time of all. first: of the first call.
-        least: how many times a round takes at least, fewer for what takes long. noise: the largest share of the machine that others took in a round that counts. error: why there are none.
+        least: how many times a round takes at least, fewer for what takes long. slow: whether a run takes so much longer than its slice that only
+            `FEW` rounds measure it. noise: the largest share of the machine that others took in a round that counts. error: why there are none.
     """
 
     rounds: list[float] = field(default_factory=list)
     best: float = float("inf")
     first: float = 0.0
     least: int = 3
+    slow: bool = False
     noise: float = 0.0
     error: str = ""
 
@@ -185,6 +192,8 @@ def ratio(ours: Result, theirs: Result) -> float:
     were not quiet, for threads that spin or wait for each other then lose whole slices of the scheduler's time."""
     if ours.rounds and theirs.rounds and not ours.quiet:
         return theirs.best / ours.best
+    if len(ours.rounds) != len(theirs.rounds) and theirs.rounds and ours.rounds:
+        return theirs.seconds / ours.seconds
     pairs = list(zip(ours.rounds, theirs.rounds, strict=False))
     return statistics.median(b / a for a, b in pairs) if pairs else float("nan")
 
@@ -219,6 +228,7 @@ def interleaved(
             results[w.framework].first = w.ask(do="make", id="it", kind=kind, name=name, options=options)["first"]
             warm = w.ask(do="time", id="it", seconds=seconds / 2, least=1)["times"]
             results[w.framework].least = 3 if warm[-1] < seconds else 1
+            results[w.framework].slow = warm[-1] > max(1.0, LONG * seconds)
             ready.append(w)
         except WorkerError as error:
             results[w.framework].error = str(error)
@@ -226,7 +236,8 @@ def interleaved(
     for k in range(rounds * PATIENCE if ready else 0):
         noise.begin()
         beside()
-        times = _round(ready if k % 2 == 0 else ready[::-1], results, seconds)
+        now = [w for w in ready if k < FEW or not results[w.framework].slow]
+        times = _round(now if k % 2 == 0 else now[::-1], results, seconds)
         measured.append((noise.share(), k, times))
         if sum(m[0] <= LOUD for m in measured) >= rounds:
             break
